@@ -1,0 +1,268 @@
+---@meta qcow2
+-- LuaCATS annotations: the reference of the Lua API. Editors complete from this file; a lint proves
+-- that it and the module name the same things.
+--
+-- Units: every offset and length is in bytes unless the name says clusters or sectors. Sizes may be
+-- given as integers or as strings with a suffix ("64K", "1.5G"; powers of 1024).
+--
+-- Failure: what the world does (files, images, hosts) returns `nil, message, kind, errno`; what the
+-- manual forbids (wrong type, unknown option, closed image) raises. Iterators raise.
+
+---@alias qcow2.kind
+---| "io" | "nospace" | "missing" | "denied" | "locked" | "readonly" | "format" | "corrupt"
+---| "unsupported" | "range" | "conflict" | "key" | "nomem" | "refused" | "exists" | "bug"
+
+---Bytes as an integer, or text like "64K", "20G", "1.5M".
+---@alias qcow2.size integer|string
+
+---Which files named inside an image may be opened: in the image's directory or below ("beside", the
+---default), none, any, those under the listed directories, or what a function answers true for
+---(it receives the resolved path and "backing" or "data_file").
+---@alias qcow2.references "beside"|"none"|"any"|string[]|fun(path:string, role:string):boolean
+
+---@class qcow2.open_options
+---@field mode? "r"|"rw"                 default "r"
+---@field format? "qcow2"|"raw"          default: probed; a probed raw file is opened read-only
+---@field references? qcow2.references   default "beside"
+---@field data_file? string|false        path of the external data file instead of the stored name; false: attach none
+---@field backing? string|qcow2.image|false  backing file instead of the stored name; false: attach none
+---@field backing_format? "qcow2"|"raw"
+---@field snapshot? string               open the disk as this internal snapshot (id or name) has it, read-only
+---@field force_share? boolean           take no locks, refuse nobody (read-only)
+
+---@class qcow2
+---@field _VERSION string
+---@field features table<string, string|false>  optional parts of this build: deflate, zstd, crypto -> library and version, or false
+local qcow2 = {}
+
+---Opens an image. Referenced files (data file, backing chain) are found when they are first needed, by
+---policy; `img:attach()` does it at once.
+---@param path string
+---@param options? qcow2.open_options
+---@return qcow2.image? img
+---@return string? message
+---@return qcow2.kind? kind
+---@return integer? errno
+function qcow2.open(path, options) end
+
+---"qcow2" or "raw", by the first bytes.
+---@param path string
+---@return "qcow2"|"raw"|nil format
+---@return string? message
+---@return qcow2.kind? kind
+function qcow2.probe(path) end
+
+---Parses a size as qemu-img does ("64K", "1.5G"): bytes, or nil and a message.
+---@param text qcow2.size
+---@return integer? bytes
+---@return string? message
+function qcow2.size(text) end
+
+---@class qcow2.copy_options
+---@field format? "raw"|"qcow2"          of the target
+---@field source? qcow2.open_options     how to open sources given as paths
+---@field target_exists? boolean         write into an existing target (qemu-img's -n)
+---@field sparse_size? qcow2.size        -S: smallest run of zeros left out of the target; default "4K"; 0: none, write all
+---@field salvage? boolean               unreadable source clusters become zeros
+---@field threads? integer               default: one per online CPU
+
+---Copies one disk, or several one behind the other, into a new file.
+---@param source string|qcow2.image|(string|qcow2.image)[]
+---@param target string
+---@param options? qcow2.copy_options
+---@return qcow2.job? job
+---@return string? message
+---@return qcow2.kind? kind
+function qcow2.convert(source, target, options) end
+
+---@class qcow2.compare_result
+---@field same boolean
+---@field offset? integer     first byte that differs
+---@field reason? "content"|"size"|"allocation"
+
+---Compares two disks as the guest sees them.
+---@param a string|qcow2.image
+---@param b string|qcow2.image
+---@param options? {strict?:boolean, source?:qcow2.open_options, progress?:fun(done:integer,total:integer)}
+---@return qcow2.compare_result? result
+---@return string? message
+---@return qcow2.kind? kind
+function qcow2.compare(a, b, options) end
+
+---A long-running operation, done in steps.
+---@class qcow2.job
+---@field done boolean
+local job = {}
+
+---Iterates `done_bytes, total_bytes` until the job is finished; raises on failure.
+---@return fun():integer?, integer?
+function job:steps() end
+
+---Runs the rest at once. On failure nil, message, kind, errno.
+---@return true?, string?, qcow2.kind?, integer?
+function job:run() end
+
+---Stops; a target that this job made is removed.
+function job:cancel() end
+
+---One run of the guest's disk that is backed in one way.
+---@class qcow2.extent
+---@field offset integer        guest offset
+---@field length integer
+---@field kind "data"|"zero"|"unallocated"|"compressed"
+---@field depth integer         0: this image, 1: its backing file, ...
+---@field present boolean       allocated in some layer of the chain
+---@field file? string          name of the file that holds it
+---@field host_offset? integer  where in that file (data; zero clusters with space kept; compressed: the stream)
+---@field host_length? integer  compressed: bytes of the stream's sectors
+
+---An open disk image. Every property is read-only.
+---@class qcow2.image
+---@field path string
+---@field format "qcow2"|"raw"
+---@field mode "r"|"rw"
+---@field size integer           bytes of the virtual disk
+---@field version? integer       2 or 3 (qcow2)
+---@field cluster_size? integer
+---@field subcluster_size? integer
+---@field refcount_bits? integer
+---@field compression_type? "zlib"|"zstd"
+---@field extended_l2? boolean
+---@field lazy_refcounts? boolean
+---@field dirty? boolean
+---@field corrupt? boolean
+---@field encryption? "aes"|"luks"  nil when not encrypted
+---@field data_file? string      stored name of the external data file
+---@field data_file_raw? boolean
+---@field external_data? boolean  incompatible feature bit 2
+---@field backing_file? string   stored name
+---@field backing_format? string stored format
+---@field disk_size integer      bytes the host spends on the file
+---@field file_length integer
+---@field header qcow2.header
+---@field extensions qcow2.extension[]
+---@field feature_names qcow2.feature_name[]
+---@field features qcow2.feature_bit[]
+---@field l1 qcow2.l1_table
+---@field refcount_table qcow2.refcount_table
+---@field snapshots qcow2.snapshot[]
+---@field bitmaps qcow2.bitmap_info[]
+local image = {}
+
+---Reads guest bytes. `offset + length` must lie inside the disk.
+---@param offset integer
+---@param length integer
+---@return string? bytes
+---@return string? message
+---@return qcow2.kind? kind
+---@return integer? errno
+function image:read(offset, length) end
+
+---Iterates the disk as maximal runs, through the whole chain unless `depth` says how many layers.
+---@param options? {start?:qcow2.size, length?:qcow2.size, depth?:integer, raw_zeros?:boolean}
+---@return fun():qcow2.extent?
+function image:extents(options) end
+
+---How one guest byte is found: header -> L1 -> L2 -> subcluster -> host byte or backing file. Its
+---tostring is the explanation; the fields are the raw values.
+---@param offset qcow2.size
+---@return qcow2.explanation? path, string? message, qcow2.kind? kind
+function image:explain(offset) end
+
+---The chain from this image down: path, format, size, backing and data file of each; a file that cannot be
+---opened has `missing` = the reason and ends the list.
+---@return table[] chain
+function image:chain() end
+
+---Opens and attaches every referenced file the policy allows; nil and the reason for the first that fails.
+---@return true?, string?, qcow2.kind?
+function image:attach() end
+
+---Reference count of a host cluster (index, not offset).
+---@param cluster integer
+---@return integer? count, string? message, qcow2.kind? kind
+function image:refcount(cluster) end
+
+---The disk as an internal snapshot (id or name) has it: a read-only image.
+---@param id_or_name string
+---@return qcow2.image? snapshot, string? message, qcow2.kind? kind
+function image:snapshot(id_or_name) end
+
+---A persistent bitmap by name.
+---@param name string
+---@return qcow2.bitmap? bitmap, string? message, qcow2.kind? kind
+function image:bitmap(name) end
+
+---Closes; every error of a flush comes out here. Closing twice is fine.
+---@return true?, string?, qcow2.kind?, integer?
+function image:close() end
+
+---@class qcow2.header   every field of the specification's header under its name there
+---@class qcow2.extension
+---@field type integer
+---@field name string       "backing_format", "data_file", "feature_name_table", "bitmaps", "encryption", "unknown"
+---@field offset integer    of its data in the file
+---@field length integer
+---@field data string
+---@class qcow2.feature_name
+---@field type "incompatible"|"compatible"|"autoclear"
+---@field bit integer
+---@field name string
+---@class qcow2.feature_bit
+---@field type "incompatible"|"compatible"|"autoclear"
+---@field bit integer
+---@field name string       the specification's, else the image's own name for it, else "unknown"
+---@field known boolean
+
+---Indexed from 0; `#l1` is the number of entries.
+---@class qcow2.l1_table
+---@class qcow2.l1_entry
+---@field index integer
+---@field raw integer
+---@field offset integer     of the L2 table; 0: none
+---@field copied boolean
+---@field l2? qcow2.l2_table
+---@class qcow2.l2_table     indexed from 0
+---@class qcow2.l2_entry
+---@field index integer
+---@field raw integer
+---@field bitmap? integer    second word with extended L2
+---@field kind "data"|"zero"|"unallocated"|"compressed"|"mixed"
+---@field host_offset? integer
+---@field host_length? integer compressed: bytes of the sectors
+---@field copied boolean
+---@field guest_offset integer
+---@class qcow2.refcount_table  indexed from 0; each entry {index, raw, offset}
+
+---@class qcow2.snapshot
+---@field id string
+---@field name string
+---@field size integer       disk size then, bytes
+---@field l1_offset integer
+---@field l1_entries integer
+---@field vm_state_size integer
+---@field date_sec integer
+---@field date_nsec integer
+---@field vm_clock_nsec integer
+---@field icount? integer
+---@field extra_data string
+
+---@class qcow2.bitmap_info
+---@field name string
+---@field granularity integer   bytes
+---@field auto boolean
+---@field in_use boolean
+---@field enabled boolean
+---@field type integer
+---@field table_offset integer
+---@field table_entries integer
+---@field extra_data string
+
+---@class qcow2.bitmap: qcow2.bitmap_info
+local bitmap = {}
+
+---Iterates `offset, length` of the dirty guest ranges.
+---@return fun():integer?, integer?
+function bitmap:extents() end
+
+return qcow2
