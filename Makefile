@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: MIT
+# Builds, tests and installs qcow2. Two commands do everything on a fresh Debian machine: `make demo`
+# and `make test` (as root they install what is missing, from the one list below).
+#
+# Variables of use to others: BUILD (where everything goes), CC, CFLAGS, WERROR= (warnings stay
+# warnings), SAN=address,undefined (sanitized build; give it a BUILD of its own), PREFIX, DESTDIR, V=1
+# (show whole commands).
+
+# ---- what Debian packages give ---------------------------------------------------------------
+# To build and to test, and for the lints and the sanitizers on top of it.
+PACKAGES := gcc libc6-dev make pkg-config lua5.4 liblua5.4-dev zlib1g-dev libdeflate-dev libzstd-dev \
+	libssl-dev lua-argparse lua-dkjson lua-busted luarocks qemu-utils e2fsprogs
+PACKAGES_LINT := lua-check clang libclang-rt-dev clang-format cppcheck valgrind
+
+BUILD ?= build
+PREFIX ?= /usr/local
+BINDIR ?= $(PREFIX)/bin
+LUADIR ?= $(PREFIX)/share/lua/5.4
+LIBDIR ?= $(PREFIX)/lib/lua/5.4
+INCDIR ?= $(PREFIX)/include
+ARDIR ?= $(PREFIX)/lib
+FUZZ_SECONDS ?= 60
+CLANG ?= clang
+
+ifeq (,$(filter -j%,$(MAKEFLAGS)))
+MAKEFLAGS += -j$(shell nproc)
+endif
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+
+Q := $(if $(V),,@)
+ifeq ($(origin CC),default)
+CC := gcc
+endif
+LUA ?= $(firstword $(foreach l,lua5.4 lua54 lua-5.4 lua,$(shell command -v $(l))) lua5.4)
+VERSION := $(shell sed -n 's/^.define QCOW2_VERSION "\(.*\)"/\1/p' csrc/qcow2.h)
+
+# ---- libraries, by pkg-config ----------------------------------------------------------------
+PC_LUA := $(firstword $(foreach p,lua5.4 lua54 lua-5.4 lua,\
+	$(shell pkg-config --exists '$(p) >= 5.4 $(p) < 5.5' 2>/dev/null && echo $(p))))
+pc_has = $(shell pkg-config --exists $(1) 2>/dev/null && echo $(1))
+PC_OPTIONAL := $(call pc_has,libdeflate) $(call pc_has,libzstd) $(call pc_has,libcrypto)
+PC_ZLIB := $(call pc_has,zlib)
+LUA_CFLAGS := $(if $(PC_LUA),$(shell pkg-config --cflags $(PC_LUA)))
+LIB_CFLAGS := $(shell pkg-config --cflags $(PC_ZLIB) $(PC_OPTIONAL) 2>/dev/null) \
+	$(if $(filter libdeflate,$(PC_OPTIONAL)),-DQ2_HAVE_LIBDEFLATE) \
+	$(if $(filter libzstd,$(PC_OPTIONAL)),-DQ2_HAVE_LIBZSTD) \
+	$(if $(filter libcrypto,$(PC_OPTIONAL)),-DQ2_HAVE_LIBCRYPTO)
+LIBS := $(shell pkg-config --libs $(PC_ZLIB) $(PC_OPTIONAL) 2>/dev/null)
+LUA_LIBS := $(if $(PC_LUA),$(shell pkg-config --libs $(PC_LUA)))
+
+# ---- flags -----------------------------------------------------------------------------------
+WERROR ?= -Werror
+CFLAGS ?= -O2 -g
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes $(WERROR)
+ifdef SAN
+SAN_FLAGS := -fsanitize=$(SAN) -fno-sanitize-recover=all -fno-omit-frame-pointer
+endif
+Q2_FLAGS := -std=c11 -D_GNU_SOURCE -Icsrc -pthread -fPIC -fvisibility=hidden $(WARNINGS) \
+	$(LIB_CFLAGS) $(SAN_FLAGS)
+
+# ---- files -----------------------------------------------------------------------------------
+CORE_SRC := $(sort $(wildcard csrc/base/*.c csrc/store/*.c csrc/format/*.c csrc/data/*.c csrc/meta/*.c \
+	csrc/image/*.c csrc/check/*.c csrc/copy/*.c))
+BIND_SRC := $(sort $(wildcard csrc/bind/*.c))
+CORE_OBJ := $(CORE_SRC:csrc/%.c=$(BUILD)/obj/%.o)
+BIND_OBJ := $(BIND_SRC:csrc/%.c=$(BUILD)/obj/%.o)
+LUA_FILES := $(shell find lua/qcow2 -name '*.lua')
+LIB := $(BUILD)/lib/libqcow2.a
+CORE := $(BUILD)/lib/lua/5.4/qcow2/core.so
+BIN := $(BUILD)/bin/qcow2
+FUZZ_SRC := $(filter-out spec/fuzz/replay_main.c,$(wildcard spec/fuzz/*.c))
+REPLAY := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz-replay/%)
+FUZZERS := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz/%)
+HOST := $(if $(SAN),$(BUILD)/bin/lua)
+# The interpreter for specs and launchers: a sanitized build needs a sanitized host program.
+RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
+relative = $(shell realpath -m --relative-to=$(1) $(2))
+
+.PHONY: all demo test test-long interop asan valgrind lint fuzz bench install clean help
+.PHONY: deps deps-lint demo-run test-run libs fuzzers FORCE
+
+all: $(LIB) $(CORE) $(BIN) $(REPLAY)
+
+help:
+	@echo 'make            build everything under build/: bin/qcow2, lib/libqcow2.a, the Lua core'
+	@echo 'make demo       install what is missing (root), build, and work on a disk with real contents'
+	@echo 'make test       install what is missing (root), build, run the specs'
+	@echo 'make test-long  the specs with the long ones'
+	@echo 'make interop    only the specs that compare with qemu-img'
+	@echo 'make asan       the specs under AddressSanitizer and UndefinedBehaviorSanitizer'
+	@echo 'make valgrind   the unit specs under valgrind'
+	@echo 'make lint       floors, sizes, types, luacheck, clang-format, cppcheck'
+	@echo 'make fuzz       every fuzz target for FUZZ_SECONDS (60)'
+	@echo 'make bench      the workloads beside qemu-img'
+	@echo 'make install    into PREFIX (/usr/local), below DESTDIR'
+	@echo 'make clean      remove build/'
+
+# ---- compile and link ------------------------------------------------------------------------
+libs:
+	$(if $(PC_LUA),,$(error Lua 5.4 not found by pkg-config: install liblua5.4-dev and pkg-config))
+	$(if $(PC_ZLIB),,$(error zlib not found by pkg-config: install zlib1g-dev and pkg-config))
+	@:
+
+# Objects depend on the flags they were made with: the file changes only when those do.
+FLAGS_NOW = $(CC) $(CFLAGS) $(Q2_FLAGS) $(LUA_CFLAGS) $(LDFLAGS) $(LIBS) $(CORE_SRC) $(BIND_SRC)
+$(BUILD)/flags: FORCE | libs
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(FLAGS_NOW)' | cmp -s - $@ || printf '%s\n' '$(FLAGS_NOW)' >$@
+
+$(BUILD)/obj/%.o: csrc/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo "  CC      $<"
+	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) $(if $(filter csrc/bind/%,$<),-fvisibility=default $(LUA_CFLAGS)) \
+		-MMD -MP -c -o $@ $<
+
+-include $(CORE_OBJ:.o=.d) $(BIND_OBJ:.o=.d)
+
+$(LIB): $(CORE_OBJ) $(BUILD)/flags
+	@mkdir -p $(@D)
+	@rm -f $@
+	@echo "  AR      $@"
+	$(Q)$(AR) rcs $@ $(CORE_OBJ)
+
+# Lua finds one symbol in it; everything else stays inside.
+$(BUILD)/core.map: $(BUILD)/flags
+	@echo '{ global: luaopen_qcow2_core; local: *; };' >$@
+
+$(CORE): $(BIND_OBJ) $(LIB) $(BUILD)/core.map
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$(Q)$(CC) $(CFLAGS) $(SAN_FLAGS) -pthread -shared $(LDFLAGS) -Wl,--version-script=$(BUILD)/core.map -o $@ \
+		$(BIND_OBJ) $(LIB) $(LIBS)
+
+# The launcher knows its modules relative to itself, so the tree may be moved and linked to.
+launcher = sed -e '1s|.*|\#!$(1)|' -e 's|@LUADIR@|$(2)|' -e 's|@LIBDIR@|$(3)|' lua/bin/qcow2
+$(BIN): lua/bin/qcow2 Makefile $(HOST)
+	@mkdir -p $(@D)
+	@$(call launcher,$(RUN_LUA),$(call relative,$(BUILD)/bin,lua),../lib/lua/5.4) >$@.tmp
+	@chmod 755 $@.tmp && mv $@.tmp $@
+
+$(BUILD)/bin/lua: spec/support/lua_host.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) $(LUA_CFLAGS) -rdynamic -o $@ $< $(LUA_LIBS)
+
+# ---- tests -----------------------------------------------------------------------------------
+# $(call need,packages): installs what is missing when root, names it otherwise.
+define need
+	@if command -v dpkg-query >/dev/null; then \
+		missing=; for p in $(1); do \
+			dpkg-query -W -f '$${db:Status-Status}\n' $$p 2>/dev/null | grep -qx installed || \
+				missing="$$missing $$p"; \
+		done; \
+		if [ -n "$$missing" ] && [ "$$(id -u)" = 0 ]; then \
+			echo "installing:$$missing"; \
+			export DEBIAN_FRONTEND=noninteractive; \
+			{ apt-get -qq update && \
+			apt-get -qq -y --no-install-recommends install $$missing; } >&2 || exit 1; \
+		elif [ -n "$$missing" ]; then \
+			echo "missing; install with: sudo apt-get install$$missing" >&2; \
+		fi; \
+	fi
+endef
+
+deps:
+	$(call need,$(PACKAGES))
+deps-lint:
+	$(call need,$(PACKAGES) $(PACKAGES_LINT))
+
+SUITES := spec/unit spec/cli spec/interop spec/crash spec/fault spec/model spec/check spec/fuzz
+SUB = +@$(MAKE) --no-print-directory
+RUN = Q2_BUILD=$(BUILD) Q2_LUA=$(RUN_LUA) $(RUN_LUA) spec/support/run.lua
+
+test: deps
+	$(SUB) test-run
+test-long: deps
+	$(SUB) test-run TAGS=all
+interop: deps
+	$(SUB) test-run SUITES=spec/interop
+test-run: all
+	@$(RUN) $(if $(TAGS),--long) $(SUITES)
+
+asan: deps-lint
+	$(SUB) test-run BUILD=build/asan SAN=address,undefined CFLAGS='-O1 -g'
+valgrind: deps-lint
+	$(SUB) all
+	@$(RUN) --valgrind spec/unit
+
+demo: deps
+	$(SUB) demo-run
+demo-run: all
+	@Q2_BUILD=$(BUILD) $(RUN_LUA) spec/demo/demo.lua
+
+bench: deps
+	$(SUB) all
+	@Q2_BUILD=$(BUILD) $(RUN_LUA) spec/bench/run.lua
+
+lint: deps-lint
+	$(SUB) all
+	@Q2_BUILD=$(BUILD) $(RUN_LUA) spec/lint/run.lua
+
+# ---- fuzzing ---------------------------------------------------------------------------------
+# The same targets twice: with libFuzzer to find inputs, with a plain main to replay them in `test`.
+$(BUILD)/fuzz-replay/%: spec/fuzz/%.c spec/fuzz/replay_main.c $(LIB)
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) -MMD -MP -MF $@.d -o $@ $< spec/fuzz/replay_main.c $(LIB) $(LIBS)
+-include $(wildcard $(BUILD)/fuzz-replay/*.d)
+
+fuzz: deps-lint
+	$(SUB) fuzzers BUILD=build/fuzz-build CC=$(CLANG) CFLAGS='-O1 -g' \
+		SAN=fuzzer-no-link,address,undefined
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) $(LUA) spec/support/fuzz.lua build/fuzz-build/fuzz
+fuzzers: $(FUZZERS)
+$(BUILD)/fuzz/%: spec/fuzz/%.c $(LIB)
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) -fsanitize=fuzzer -o $@ $< $(LIB) $(LIBS)
+
+# ---- install ---------------------------------------------------------------------------------
+D = $(DESTDIR)
+install: $(LIB) $(CORE)
+	@set -e; for f in $(LUA_FILES); do install -D -m 644 $$f "$(D)$(LUADIR)/$${f#lua/}"; done
+	install -D -m 755 $(CORE) "$(D)$(LIBDIR)/qcow2/core.so"
+	install -D -m 644 csrc/qcow2.h "$(D)$(INCDIR)/qcow2/qcow2.h"
+	install -D -m 644 csrc/base/kinds.def "$(D)$(INCDIR)/qcow2/base/kinds.def"
+	install -D -m 644 $(LIB) "$(D)$(ARDIR)/libqcow2.a"
+	@mkdir -p "$(D)$(BINDIR)" "$(D)$(ARDIR)/pkgconfig"
+	@$(call launcher,$(LUA),$(or $(LAUNCHER_LUADIR),$(call relative,$(BINDIR),$(LUADIR))),$\
+		$(or $(LAUNCHER_LIBDIR),$(call relative,$(BINDIR),$(LIBDIR)))) >"$(D)$(BINDIR)/qcow2"
+	@chmod 755 "$(D)$(BINDIR)/qcow2"
+	@printf '%s\n' 'Name: qcow2' 'Description: qcow2 disk images' 'Version: $(VERSION)' \
+		'Requires.private: zlib $(strip $(PC_OPTIONAL))' 'Cflags: -I$(INCDIR)/qcow2' \
+		'Libs: -L$(ARDIR) -lqcow2 -pthread' >"$(D)$(ARDIR)/pkgconfig/qcow2.pc"
+
+clean:
+	rm -rf build
