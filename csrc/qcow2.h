@@ -148,4 +148,13 @@ int qcow2_store_fault(struct qcow2_store *inner, const char *kinds, uint64_t nth
 		      struct qcow2_store **out, struct qcow2_error *err);
 uint64_t qcow2_store_fault_calls(struct qcow2_store *fault);
 
+/* ---- images ------------------------------------------------------------------------------- */
+
+/* The header's fields, decoded (specification, "Header"). Version 2 has its defaults filled in. */
+struct qcow2_header {
+#define HEADER_FIELD(bits, name, offset) uint##bits##_t name;
+#include "format/header.def"
+#undef HEADER_FIELD
+};
+
 #endif
