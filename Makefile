@@ -22,7 +22,7 @@ ARDIR ?= $(PREFIX)/lib
 FUZZ_SECONDS ?= 60
 CLANG ?= clang
 
-ifeq (,$(filter -j%,$(MAKEFLAGS)))
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
 MAKEFLAGS += -j$(shell nproc)
 endif
 MAKEFLAGS += --no-builtin-rules

@@ -7,7 +7,7 @@
 -- From the environment: Q2_BUILD (default build), Q2_LUA (the interpreter), JOBS (processes at once). A file
 -- that dies or hangs counts as one failure. Specs tagged #long run with --long only.
 if arg[1] == "--one" then
-  arg = { [0] = arg[0], "--output=spec/support/count.lua", "-Xoutput=" .. arg[2], arg[2] }
+  arg = { [0] = arg[0], "--ignore-lua", "--output=spec/support/count.lua", "-Xoutput=" .. arg[2], arg[2] }
   require("busted.runner")({ standalone = false })
   return
 end
