@@ -74,6 +74,8 @@ FUZZ_SRC := $(filter-out spec/fuzz/replay_main.c,$(wildcard spec/fuzz/*.c))
 REPLAY := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz-replay/%)
 FUZZERS := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz/%)
 HOST := $(if $(SAN),$(BUILD)/bin/lua)
+# Lua modules for specs alone, which see the core's floors one by one.
+PROBE_STORE := $(BUILD)/lib/lua/5.4/qcow2_probe_store.so
 # The interpreter for specs and launchers: a sanitized build needs a sanitized host program.
 RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
 relative = $(shell realpath -m --relative-to=$(1) $(2))
@@ -145,6 +147,14 @@ $(BUILD)/bin/lua: spec/support/lua_host.c $(BUILD)/flags
 	@echo "  LINK    $@"
 	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) $(LUA_CFLAGS) -rdynamic -o $@ $< $(LUA_LIBS)
 
+# Between the stores and the host stands the probe, so that specs can make system calls fail.
+PROBE_WRAPS := fallocate copy_file_range lseek pread pwrite fdatasync fcntl
+$(PROBE_STORE): spec/support/probe_store.c $(LIB)
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) -fvisibility=default $(LUA_CFLAGS) -shared $(LDFLAGS) \
+		$(PROBE_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(LIB)
+
 # ---- tests -----------------------------------------------------------------------------------
 # $(call need,packages): installs what is missing when root, names it otherwise.
 define need
@@ -179,13 +189,13 @@ test-long: deps
 	$(SUB) test-run TAGS=all
 interop: deps
 	$(SUB) test-run SUITES=spec/interop
-test-run: all
+test-run: all $(PROBE_STORE)
 	@$(RUN) $(if $(TAGS),--long) $(SUITES)
 
 asan: deps-lint
 	$(SUB) test-run BUILD=build/asan SAN=address,undefined CFLAGS='-O1 -g'
 valgrind: deps-lint
-	$(SUB) all
+	$(SUB) all $(PROBE_STORE)
 	@$(RUN) --valgrind spec/unit
 
 demo: deps

@@ -332,7 +332,7 @@ static int file_extent(struct qcow2_store *store, uint64_t offset, uint64_t limi
 		       uint64_t *length, struct qcow2_error *err)
 {
 	struct file_store *f = file(store);
-	uint64_t end, generation;
+	uint64_t end = 0, generation;
 
 	if (!run_recall(f, offset, is_data, &end, &generation)) {
 		int ret = find_run(store, offset, is_data, &end, err);
