@@ -104,9 +104,10 @@ local passed, failed, pending, bad, now = 0, 0, 0, {}, {}
 for _, name in ipairs(files) do
   local out = build .. "/test/run/" .. name:gsub("/", ".")
   local status, start, stop = (read_file(out .. ".status") or "-1 0 0"):match("(%S+) (%S+) (%S+)")
-  local p, f, s = (read_file(out .. ".count") or "0 0 0"):match("(%d+) (%d+) (%d+)")
+  local counts = read_file(out .. ".count")
+  local p, f, s = (counts or "0 0 0"):match("(%d+) (%d+) (%d+)")
   p, f, s = tonumber(p), tonumber(f), tonumber(s)
-  if tonumber(status) ~= 0 and f == 0 then
+  if (tonumber(status) ~= 0 or not counts) and f == 0 then
     f = 1 -- died, hung, or a sanitizer spoke up at the exit
   end
   passed, failed, pending = passed + p, failed + f, pending + s

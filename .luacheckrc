@@ -1,0 +1,9 @@
+-- What luacheck expects of the Lua files.
+std = "lua54"
+max_line_length = 120
+exclude_files = { "lua/types" }
+files["spec"] = { std = "+busted" }
+-- The runner hands busted its arguments.
+files["spec/support/run.lua"] = { globals = { "arg" } }
+files[".busted"] = { std = "lua54" }
+files["rockspec"] = { std = "rockspec" }
