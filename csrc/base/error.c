@@ -93,6 +93,14 @@ int q2_error_prefix(struct qcow2_error *err, int code, const char *format, ...)
 	return err->code;
 }
 
+int q2_error_nomem(struct qcow2_error *err)
+{
+	if (err)
+		*err = (struct qcow2_error){.code = QCOW2_E_NOMEM, .os_errno = ENOMEM, .offset = Q2_NO_OFFSET,
+					    .text = "Out of memory"};
+	return QCOW2_E_NOMEM;
+}
+
 /* Length of the UTF-8 sequence at s (1-4), 0 when it is none; overlong and surrogate forms are none. */
 static size_t utf8_length(const unsigned char *s, size_t left)
 {
