@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT
+ * What an image says of itself: header, names, extensions, features, table entries. */
+#include "base/be.h"
+#include "base/mem.h"
+#include "image/image.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+const struct qcow2_header *qcow2_image_header(const struct qcow2_image *image)
+{
+	return image->raw ? NULL : &image->meta.header;
+}
+
+uint64_t qcow2_image_size(const struct qcow2_image *image)
+{
+	return image->size;
+}
+
+struct qcow2_store *qcow2_image_store(const struct qcow2_image *image)
+{
+	return image->store;
+}
+
+struct qcow2_store *qcow2_image_data_store(const struct qcow2_image *image)
+{
+	return image->raw || !image->meta.geo.external_data ? image->store : image->data;
+}
+
+struct qcow2_image *qcow2_image_backing(const struct qcow2_image *image)
+{
+	return image->backing;
+}
+
+int q2_image_data_store(struct qcow2_image *image, struct qcow2_store **store, struct qcow2_error *err)
+{
+	*store = qcow2_image_data_store(image);
+	if (*store)
+		return 0;
+	char name[256];
+	if (!image->data_name.data)
+		return q2_error_set(err, QCOW2_E_MISSING, Q2_NO_OFFSET,
+				    "The image does not name its external data file; it has to be given");
+	q2_error_escape(name, sizeof name, image->data_name.data, image->data_name.length);
+	return q2_error_set(err, QCOW2_E_MISSING, Q2_NO_OFFSET, "External data file '%s' is not attached", name);
+}
+
+struct qcow2_bytes qcow2_image_backing_name(const struct qcow2_image *image)
+{
+	return image->backing_name;
+}
+
+struct qcow2_bytes qcow2_image_backing_format(const struct qcow2_image *image)
+{
+	return image->backing_format;
+}
+
+struct qcow2_bytes qcow2_image_data_name(const struct qcow2_image *image)
+{
+	return image->data_name;
+}
+
+int qcow2_image_extension(const struct qcow2_image *image, uint32_t index, struct qcow2_extension *out,
+			  struct qcow2_error *err)
+{
+	if (index >= image->extensions.count)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no header extension %" PRIu32,
+				    index);
+	const struct q2_extension *ext = (struct q2_extension *)image->extensions.items + index;
+	*out = (struct qcow2_extension){
+		.type = ext->type,
+		.offset = ext->offset,
+		.data = {image->head + ext->offset, ext->length},
+		.word = q2_extension_word(ext->type),
+	};
+	return 0;
+}
+
+/* A feature name table is an array of {type, bit, name[46]}; names are padded with NULs. */
+static struct qcow2_bytes own_feature_name(const struct qcow2_image *image, unsigned type, unsigned bit)
+{
+	for (size_t i = 0; i < image->extensions.count; i++) {
+		const struct q2_extension *ext = (struct q2_extension *)image->extensions.items + i;
+		if (ext->type != (uint32_t)Q2_EXT_FEATURE_NAMES)
+			continue;
+		for (uint32_t at = 0; ext->length - at >= 48; at += 48) {
+			const uint8_t *row = image->head + ext->offset + at;
+			if (row[0] == type && row[1] == bit)
+				return (struct qcow2_bytes){row + 2, strnlen((const char *)row + 2, 46)};
+		}
+	}
+	return (struct qcow2_bytes){0};
+}
+
+struct qcow2_bytes qcow2_image_feature_name(const struct qcow2_image *image, unsigned type, unsigned bit,
+					    bool *known)
+{
+	const char *name = q2_header_feature_name(type, bit);
+	*known = name != NULL;
+	if (name)
+		return (struct qcow2_bytes){(const uint8_t *)name, strlen(name)};
+	return own_feature_name(image, type, bit);
+}
+
+struct qcow2_geometry qcow2_image_geometry(const struct qcow2_image *image)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	if (image->raw)
+		return (struct qcow2_geometry){0};
+	return (struct qcow2_geometry){
+		.l1_entries = image->map.l1_entries,
+		.l2_entries = 1ull << g->l2_bits,
+		.reftable_entries = (uint64_t)image->meta.header.refcount_table_clusters << (g->cluster_bits - 3),
+		.subclusters = g->subclusters,
+		.cluster_size = g->cluster_size,
+		.refcount_bits = 1ull << g->refcount_order,
+	};
+}
+
+/* Tables are a qcow2 file's; a raw image has none. */
+static int refuse_raw(const struct qcow2_image *image, struct qcow2_error *err)
+{
+	return image->raw ? q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "A raw image has no tables") : 0;
+}
+
+int qcow2_image_l1_entry(struct qcow2_image *image, uint64_t index, uint64_t *raw, struct qcow2_error *err)
+{
+	int rc = refuse_raw(image, err);
+	if (!rc && index >= image->map.l1_entries)
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "L1 index %" PRIu64 " is past the last, %" PRIu32,
+				  index, image->map.l1_entries);
+	if (!rc)
+		rc = q2_map_load(&image->map, err);
+	if (!rc)
+		*raw = image->map.l1[index];
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_l2_entry(struct qcow2_image *image, uint64_t l1_index, uint64_t l2_index, uint64_t *raw,
+			 uint64_t *bitmap, uint64_t *host_offset, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	int rc = refuse_raw(image, err);
+	if (!rc && (l1_index >= image->map.l1_entries || l2_index >> g->l2_bits))
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				  "There is no L2 entry %" PRIu64 " under L1 entry %" PRIu64, l2_index, l1_index);
+	q2_host at;
+	q2_guest address = q2_guest_at((l1_index << g->l2_bits | l2_index) << g->cluster_bits);
+	if (!rc)
+		rc = q2_map_entry(&image->map, address, raw, bitmap, &at, err);
+	if (rc)
+		return q2_image_blame(image, rc, err);
+	*host_offset = at.v;
+	return 0;
+}
+
+int qcow2_image_reftable_entry(struct qcow2_image *image, uint64_t index, uint64_t *raw,
+			       struct qcow2_error *err)
+{
+	int rc = refuse_raw(image, err);
+	if (!rc)
+		rc = q2_refcount_load(&image->meta, err);
+	if (!rc && index >= image->meta.reftable_entries)
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				  "Refcount table index %" PRIu64 " is past the last, %" PRIu32, index,
+				  image->meta.reftable_entries);
+	if (!rc)
+		*raw = image->meta.reftable[index];
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_refcount(struct qcow2_image *image, uint64_t cluster, uint64_t *count, struct qcow2_error *err)
+{
+	int rc = refuse_raw(image, err);
+	if (!rc)
+		rc = q2_refcount_read(&image->meta, cluster, count, err);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_is_preallocated(struct qcow2_image *image, bool *preallocated, struct qcow2_error *err)
+{
+	*preallocated = false;
+	if (image->raw)
+		return 0;
+	uint64_t spent;
+	int rc = qcow2_store_allocated(image->store, &spent, err);
+	/* Counted clusters against clusters that the host really holds: the file is "preallocated" when
+	 * more than a tenth (and at least two) of the counted ones take no space. A sparse file so long that
+	 * counting would take noticeable time is taken for preallocated: asking for holes is never wrong. */
+	enum { MOST = 1 << 24 };
+	uint64_t real = rc ? 0 : spent >> image->meta.geo.cluster_bits;
+	uint64_t threshold = q2_max(real * 10 / 9, real + 2), counted = 0;
+	uint64_t clusters = q2_div_up(image->meta.file_length, image->meta.geo.cluster_size);
+	if (clusters < threshold)
+		return rc ? q2_image_blame(image, rc, err) : 0;
+	for (uint64_t i = 0; !rc && i < q2_min(clusters, MOST) && counted < threshold; i++) {
+		uint64_t count;
+		rc = q2_refcount_read(&image->meta, i, &count, err);
+		counted += !rc && count;
+	}
+	if (clusters > MOST)
+		counted = threshold;
+	*preallocated = !rc && counted >= threshold;
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}

@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT
+ * The open image as the files of this floor see it.
+ *
+ * A raw file is an image too (`raw` is set): its map is the identity, so reading, listing, copying and
+ * comparing know only images. A chain is a list of images linked by `backing`. */
+#ifndef Q2_IMAGE_IMAGE_H
+#define Q2_IMAGE_IMAGE_H
+
+#include "base/mem.h"
+#include "meta/map.h"
+
+#define Q2_MAX_CHAIN 200u
+
+struct q2_codec;
+
+struct qcow2_image {
+	unsigned refs;
+	bool raw;
+	bool is_snapshot; /* a view of an internal snapshot */
+	uint64_t size;    /* bytes of the disk */
+	struct qcow2_store *store;
+	struct qcow2_store *data; /* external data file, NULL when not attached or none */
+	struct qcow2_image *backing;
+	struct q2_meta meta;
+	struct q2_map map;
+
+	uint8_t *head; /* the header cluster, head_length bytes: names and extensions point into it */
+	uint32_t head_length;
+	struct q2_vec extensions; /* struct q2_extension */
+	struct qcow2_bytes backing_name, backing_format, data_name;
+
+	uint8_t *snapshot_table; /* the snapshot table's bytes, NULL until the first use */
+	struct q2_vec snapshots; /* uint32_t: where each entry begins in it */
+	bool snapshots_loaded;
+	uint8_t *bitmap_directory;
+	struct q2_vec bitmaps; /* uint32_t */
+	bool bitmaps_loaded;
+	uint64_t *bitmap_table; /* the table of bitmap `bitmap_table_of`, NULL: none loaded */
+	uint32_t bitmap_table_of;
+
+	/* The compressed cluster that was expanded last: reads of parts of it come one after the other. */
+	struct q2_codec *codec;
+	uint8_t *expanded, *stream;
+	uint64_t expanded_host; /* UINT64_MAX: none */
+};
+
+/* Where guest clusters lie. fails: `missing` when the external data file is not attached. */
+int q2_image_data_store(struct qcow2_image *image, struct qcow2_store **store, struct qcow2_error *err);
+
+/*
+ * The run at `offset` through the chain (chain.c): as qcow2_image_extent, but `holes` false takes every
+ * data run at its word, without asking the host.
+ */
+int q2_chain_find(struct qcow2_image *image, uint64_t offset, uint64_t limit, unsigned flags, bool holes,
+		  struct qcow2_extent *out, struct qcow2_error *err);
+
+/* Expands the compressed cluster of an extent (read.c). gives: cluster_size bytes, valid until the next
+ * call on the same image. */
+int q2_read_compressed(const struct qcow2_extent *extent, const uint8_t **bytes, struct qcow2_error *err);
+
+/* "image 'NAME'" is put in front of every message that crosses the public header. gives: code. */
+int q2_image_blame(const struct qcow2_image *image, int code, struct qcow2_error *err);
+
+#endif

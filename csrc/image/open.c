@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: MIT
+ * The life of an image: open, attach, let go. */
+#include "base/be.h"
+#include "base/mem.h"
+#include "data/codec.h"
+#include "image/image.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+int q2_image_blame(const struct qcow2_image *image, int code, struct qcow2_error *err)
+{
+	if (!code || !err)
+		return code;
+	char name[200];
+	const char *path = qcow2_store_name(image->store);
+	q2_error_escape(name, sizeof name, path, strlen(path));
+	return q2_error_prefix(err, code, "%s", name);
+}
+
+int qcow2_image_probe(struct qcow2_store *store, bool *is_qcow2, struct qcow2_error *err)
+{
+	uint8_t magic[8];
+	int rc = qcow2_store_read(store, 0, magic, sizeof magic, err);
+	if (!rc)
+		*is_qcow2 = q2_load32(magic) == Q2_MAGIC;
+	return rc;
+}
+
+/* An unknown incompatible bit is refused by its name in the image's own table. */
+static int refuse_unknown(const struct qcow2_image *image, struct qcow2_error *err)
+{
+	uint64_t unknown = image->meta.header.incompatible_features & ~Q2_INCOMPATIBLE_KNOWN;
+	if (!unknown)
+		return 0;
+	char list[320];
+	size_t used = 0;
+	for (unsigned bit = 0; bit < 64; bit++) {
+		bool known;
+		if (!(unknown >> bit & 1))
+			continue;
+		struct qcow2_bytes name = qcow2_image_feature_name(image, 0, bit, &known);
+		char text[200];
+		if (name.data)
+			q2_error_escape(text, sizeof text, name.data, name.length);
+		else
+			snprintf(text, sizeof text, "incompatible feature bit %u", bit);
+		size_t need = strlen(text) + 2;
+		if (used + need >= sizeof list)
+			break;
+		used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", text);
+	}
+	return q2_error_set(err, QCOW2_E_UNSUPPORTED, 72, "Unsupported qcow2 feature(s): %s", list);
+}
+
+/* The names that the header and its extensions hold, as pointers into `head`. */
+static int read_names(struct qcow2_image *image, struct qcow2_error *err)
+{
+	const struct qcow2_header *h = &image->meta.header;
+	/* Extensions end where the backing file's name begins, at the latest with the header cluster. */
+	uint32_t end = image->head_length;
+	if (h->backing_file_offset)
+		end = (uint32_t)q2_min(end, h->backing_file_offset);
+	uint32_t pos = h->header_length;
+	struct q2_extension ext;
+	int more;
+	while ((more = q2_extension_next(image->head, end, &pos, &ext, err)) > 0) {
+		struct q2_extension *item = q2_vec_push(&image->extensions, sizeof *item);
+		if (!item)
+			return q2_error_nomem(err);
+		*item = ext;
+		struct qcow2_bytes data = {image->head + ext.offset, ext.length};
+		if (ext.type == (uint32_t)Q2_EXT_BACKING_FORMAT)
+			image->backing_format = data;
+		else if (ext.type == (uint32_t)Q2_EXT_DATA_FILE && image->meta.geo.external_data)
+			image->data_name = data;
+	}
+	if (more < 0)
+		return more;
+	if (h->backing_file_offset && h->backing_file_size)
+		image->backing_name =
+			(struct qcow2_bytes){image->head + h->backing_file_offset, h->backing_file_size};
+	return 0;
+}
+
+static int open_header(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	uint8_t start[Q2_HEADER_FULL];
+	int rc = qcow2_store_length(image->store, &meta->file_length, err);
+	if (!rc)
+		rc = qcow2_store_read(image->store, 0, start, sizeof start, err);
+	if (!rc)
+		rc = q2_header_parse(start, q2_min(sizeof start, meta->file_length), &meta->header, err);
+	if (!rc)
+		rc = q2_header_check(&meta->header, meta->file_length, err);
+	if (rc)
+		return rc;
+	q2_header_geometry(&meta->header, &meta->geo);
+
+	image->head_length = (uint32_t)q2_min(meta->geo.cluster_size, meta->file_length);
+	image->head = q2_new(meta->geo.cluster_size, 1);
+	if (!image->head)
+		return q2_error_nomem(err);
+	rc = qcow2_store_read(image->store, 0, image->head, image->head_length, err);
+	if (!rc)
+		rc = read_names(image, err);
+	if (!rc)
+		rc = refuse_unknown(image, err);
+	if (rc)
+		return rc;
+	if (meta->geo.external_data && meta->header.crypt_method != Q2_CRYPT_NONE &&
+	    (meta->header.autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW))
+		return q2_error_set(err, QCOW2_E_CONFLICT, 88,
+				    "A raw external data file cannot be the disk of an encrypted image");
+	q2_cache_init(&meta->cache, image->store, meta->geo.cluster_size, Q2_CACHE_BOUND);
+	image->size = meta->header.size;
+	image->map = (struct q2_map){.meta = meta,
+				     .l1_offset = meta->header.l1_table_offset,
+				     .l1_entries = meta->header.l1_size,
+				     .size = meta->header.size};
+	return 0;
+}
+
+static struct qcow2_image *image_new(struct qcow2_store *store)
+{
+	struct qcow2_image *image = q2_new(1, sizeof *image);
+	if (!image)
+		return NULL;
+	image->refs = 1;
+	image->store = qcow2_store_ref(store);
+	image->meta.store = store;
+	image->expanded_host = UINT64_MAX;
+	return image;
+}
+
+int qcow2_image_open(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
+{
+	struct qcow2_image *image = image_new(store);
+	if (!image)
+		return q2_error_nomem(err);
+	int rc = open_header(image, err);
+	if (rc)
+		goto undo;
+	*out = image;
+	return 0;
+undo:
+	qcow2_image_unref(image);
+	return rc;
+}
+
+int qcow2_image_open_raw(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
+{
+	uint64_t length;
+	int rc = qcow2_store_length(store, &length, err);
+	if (rc)
+		return rc;
+	if (length > INT64_MAX - 511)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "File of %" PRIu64 " bytes is too long",
+				    length);
+	struct qcow2_image *image = image_new(store);
+	if (!image)
+		return q2_error_nomem(err);
+	image->raw = true;
+	image->size = q2_round_up(length, 512);
+	*out = image;
+	return 0;
+}
+
+int qcow2_image_open_snapshot(struct qcow2_image *image, uint32_t index, struct qcow2_image **out,
+			      struct qcow2_error *err)
+{
+	struct qcow2_snapshot snap;
+	int rc = qcow2_image_snapshot(image, index, &snap, err);
+	if (rc)
+		return rc;
+	if (snap.l1_entries > Q2_MAX_L1_BYTES / 8)
+		return q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
+				    "Snapshot L1 table too large: %" PRIu32 " entries", snap.l1_entries);
+	if (snap.size > INT64_MAX || q2_header_l1_entries(&image->meta.geo, snap.size) > snap.l1_entries)
+		return q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
+				    "Snapshot L1 table is too small for a disk of %" PRIu64 " bytes", snap.size);
+	struct qcow2_image *view;
+	rc = qcow2_image_open(image->store, &view, err);
+	if (rc)
+		return rc;
+	view->is_snapshot = true;
+	view->size = view->map.size = snap.size;
+	view->map.l1_offset = snap.l1_offset;
+	view->map.l1_entries = snap.l1_entries;
+	if (image->data)
+		view->data = qcow2_store_ref(image->data);
+	if (image->backing)
+		view->backing = qcow2_image_ref(image->backing);
+	*out = view;
+	return 0;
+}
+
+struct qcow2_image *qcow2_image_ref(struct qcow2_image *image)
+{
+	image->refs++;
+	return image;
+}
+
+void qcow2_image_unref(struct qcow2_image *image)
+{
+	/* A loop down the chain, so that a long one needs no deep stack. */
+	while (image && --image->refs == 0) {
+		struct qcow2_image *backing = image->backing;
+		q2_map_free(&image->map);
+		q2_meta_free(&image->meta);
+		q2_codec_free(image->codec);
+		q2_vec_free(&image->extensions);
+		q2_vec_free(&image->snapshots);
+		q2_vec_free(&image->bitmaps);
+		free(image->snapshot_table);
+		free(image->bitmap_directory);
+		free(image->bitmap_table);
+		free(image->expanded);
+		free(image->stream);
+		free(image->head);
+		qcow2_store_unref(image->data);
+		qcow2_store_unref(image->store);
+		free(image);
+		image = backing;
+	}
+}
+
+static bool same_file(struct qcow2_store *a, struct qcow2_store *b)
+{
+	uint64_t x[2], y[2];
+	return a == b ||
+	       (qcow2_store_identity(a, x) && qcow2_store_identity(b, y) && x[0] == y[0] && x[1] == y[1]);
+}
+
+int qcow2_image_attach_data(struct qcow2_image *image, struct qcow2_store *store, struct qcow2_error *err)
+{
+	if (image->raw || !image->meta.geo.external_data)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "The image has no external data file");
+	if (same_file(image->store, store))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The external data file is the image file itself");
+	qcow2_store_ref(store);
+	qcow2_store_unref(image->data);
+	image->data = store;
+	return 0;
+}
+
+int qcow2_image_attach_backing(struct qcow2_image *image, struct qcow2_image *backing, struct qcow2_error *err)
+{
+	if (image->raw)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "A raw image has no backing file");
+	uint32_t depth = 1;
+	for (struct qcow2_image *layer = backing; layer; layer = layer->backing, depth++) {
+		if (same_file(image->store, layer->store))
+			return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+					    "The backing chain comes back to the image itself");
+		if (depth >= Q2_MAX_CHAIN)
+			return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+					    "The backing chain is longer than %u images", Q2_MAX_CHAIN);
+	}
+	qcow2_image_ref(backing);
+	qcow2_image_unref(image->backing);
+	image->backing = backing;
+	return 0;
+}

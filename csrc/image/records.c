@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: MIT
+ * The snapshot table and the bitmap directory: read on first use, entries found by index. */
+#include "base/be.h"
+#include "base/mem.h"
+#include "format/record.h"
+#include "image/image.h"
+
+#include <inttypes.h>
+
+/* One entry may be cut by the end of what was read so far: read on, in steps of this. */
+enum { STEP = 1 << 16 };
+
+/*
+ * Reads a table of `count` records from `at` on. Its length is known only from its entries, so it is
+ * read in steps that never go past the file's end nor `most` bytes. gives: the bytes and where each entry
+ * begins.
+ */
+static int read_records(struct qcow2_image *image, const char *what, uint64_t at, uint32_t count, uint64_t most,
+			uint32_t (*measure)(const uint8_t *, uint64_t), uint8_t **out, struct q2_vec *starts,
+			struct qcow2_error *err)
+{
+	q2_auto uint8_t *bytes = NULL;
+	uint64_t have = 0, room = 0, pos = 0;
+	uint64_t end = q2_min(most, image->meta.file_length > at ? image->meta.file_length - at : 0);
+	struct q2_vec found = {0};
+	int rc = 0;
+
+	for (uint32_t i = 0; i < count;) {
+		uint32_t length = measure(bytes + pos, have - pos);
+		if (length && length <= have - pos) {
+			uint32_t *start = q2_vec_push(&found, sizeof *start);
+			if (!start) {
+				rc = q2_error_nomem(err);
+				goto undo;
+			}
+			*start = (uint32_t)pos;
+			pos += length;
+			i++;
+			continue;
+		}
+		if (have == end) {
+			rc = q2_error_set(err, QCOW2_E_CORRUPT, at + pos,
+					  "%s: entry %" PRIu32 " at offset %#" PRIx64 " runs past %s", what, i, at + pos,
+					  have == most ? "the table's limit" : "the end of the file");
+			goto undo;
+		}
+		uint64_t step = q2_min(STEP, end - have);
+		if (have + step > room) {
+			room = q2_min(end, q2_max(have + step, room * 2));
+			uint8_t *larger = realloc(bytes, room);
+			if (!larger) {
+				rc = q2_error_nomem(err);
+				goto undo;
+			}
+			bytes = larger;
+		}
+		rc = qcow2_store_read(image->store, at + have, bytes + have, step, err);
+		if (rc)
+			goto undo;
+		have += step;
+	}
+	*out = q2_take(&bytes);
+	*starts = found;
+	return 0;
+undo:
+	q2_vec_free(&found);
+	return rc;
+}
+
+/* Length of the whole entry at `bytes`, more than `room` when it is cut, 0 when not even known. */
+static uint32_t measure_snapshot(const uint8_t *bytes, uint64_t room)
+{
+	struct q2_snapshot_record r;
+	if (room < Q2_SNAPSHOT_FIXED)
+		return 0;
+	q2_record_snapshot(bytes, room, &r);
+	return r.length;
+}
+
+static uint32_t measure_bitmap(const uint8_t *bytes, uint64_t room)
+{
+	struct q2_bitmap_record r;
+	if (room < Q2_BITMAP_FIXED)
+		return 0;
+	q2_record_bitmap(bytes, room, &r);
+	return r.length;
+}
+
+static int load_snapshots(struct qcow2_image *image, struct qcow2_error *err)
+{
+	const struct qcow2_header *h = &image->meta.header;
+	if (image->snapshots_loaded || image->raw)
+		return 0;
+	int rc = read_records(image, "Snapshot table", h->snapshots_offset, h->nb_snapshots, Q2_MAX_SNAPSHOT_TABLE,
+			      measure_snapshot, &image->snapshot_table, &image->snapshots, err);
+	image->snapshots_loaded = !rc;
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_snapshot_count(struct qcow2_image *image, uint32_t *count, struct qcow2_error *err)
+{
+	int rc = load_snapshots(image, err);
+	if (!rc)
+		*count = (uint32_t)image->snapshots.count;
+	return rc;
+}
+
+int qcow2_image_snapshot(struct qcow2_image *image, uint32_t index, struct qcow2_snapshot *out,
+			 struct qcow2_error *err)
+{
+	int rc = load_snapshots(image, err);
+	if (rc)
+		return rc;
+	if (index >= image->snapshots.count)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no snapshot number %" PRIu32, index);
+	uint32_t start = ((uint32_t *)image->snapshots.items)[index];
+	const uint8_t *bytes = image->snapshot_table + start;
+	struct q2_snapshot_record r;
+	q2_record_snapshot(bytes, UINT32_MAX, &r); /* whole: measured when it was read */
+	*out = (struct qcow2_snapshot){
+		.id = {bytes + r.id_at, r.id_length},
+		.name = {bytes + r.name_at, r.name_length},
+		.extra_data = {bytes + r.extra_at, r.extra_length},
+		.offset = image->meta.header.snapshots_offset + start,
+		.l1_offset = r.l1_table_offset,
+		.l1_entries = r.l1_size,
+		.date_sec = r.date_sec,
+		.date_nsec = r.date_nsec,
+		.vm_clock_nsec = r.vm_clock_nsec,
+		.vm_state_size = r.vm_state_size,
+		/* Old snapshots do not say: the disk had the size it has now (specification, "Snapshots"). */
+		.size = r.disk_size == UINT64_MAX ? image->meta.header.size : r.disk_size,
+		.icount = r.icount,
+	};
+	return 0;
+}
+
+/* The bitmaps extension, when there is one that is to be believed. */
+static int bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext *ext, struct qcow2_error *err)
+{
+	*ext = (struct q2_bitmaps_ext){0};
+	if (image->raw || !(image->meta.header.autoclear_features & Q2_AUTOCLEAR_BITMAPS))
+		return 0;
+	for (uint32_t i = 0; i < image->extensions.count; i++) {
+		const struct q2_extension *e = (struct q2_extension *)image->extensions.items + i;
+		if (e->type == (uint32_t)Q2_EXT_BITMAPS)
+			return q2_extension_bitmaps(image->head + e->offset, e->length, ext, err);
+	}
+	return 0;
+}
+
+static int load_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
+{
+	if (image->bitmaps_loaded)
+		return 0;
+	struct q2_bitmaps_ext ext;
+	int rc = bitmaps_extension(image, &ext, err);
+	if (!rc && ext.count > Q2_MAX_BITMAPS)
+		rc = q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET, "Too many bitmaps: %" PRIu32, ext.count);
+	if (!rc && ext.directory_size > Q2_MAX_BITMAP_DIRECTORY)
+		rc = q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET,
+				  "Bitmap directory too large: %" PRIu64 " bytes", ext.directory_size);
+	if (!rc && ext.count)
+		rc = q2_meta_bound(&image->meta, "Bitmap directory", ext.directory_offset, ext.directory_size, err);
+	if (!rc)
+		rc = read_records(image, "Bitmap directory", ext.directory_offset, ext.count, ext.directory_size,
+				  measure_bitmap, &image->bitmap_directory, &image->bitmaps, err);
+	image->bitmaps_loaded = !rc;
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_bitmap_count(struct qcow2_image *image, uint32_t *count, struct qcow2_error *err)
+{
+	int rc = load_bitmaps(image, err);
+	if (!rc)
+		*count = (uint32_t)image->bitmaps.count;
+	return rc;
+}
+
+int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_bitmap *out,
+		       struct qcow2_error *err)
+{
+	int rc = load_bitmaps(image, err);
+	if (rc)
+		return rc;
+	if (index >= image->bitmaps.count)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no bitmap number %" PRIu32, index);
+	uint32_t start = ((uint32_t *)image->bitmaps.items)[index];
+	const uint8_t *bytes = image->bitmap_directory + start;
+	struct q2_bitmap_record r;
+	struct q2_bitmaps_ext ext;
+	q2_record_bitmap(bytes, UINT32_MAX, &r);
+	rc = bitmaps_extension(image, &ext, err);
+	if (rc)
+		return rc;
+	if (r.granularity_bits < 9 || r.granularity_bits > 31)
+		return q2_image_blame(image,
+				      q2_error_set(err, QCOW2_E_CORRUPT, ext.directory_offset + start,
+						   "Bitmap %" PRIu32 ": granularity of 2^%u bytes is outside 2^9-2^31",
+						   index, r.granularity_bits),
+				      err);
+	*out = (struct qcow2_bitmap){
+		.name = {bytes + r.name_at, r.name_length},
+		.extra_data = {bytes + r.extra_at, r.extra_length},
+		.offset = ext.directory_offset + start,
+		.table_offset = r.table_offset,
+		.table_entries = r.table_entries,
+		.flags = r.flags,
+		.type = r.type,
+		.granularity = 1ull << r.granularity_bits,
+		.in_use = r.flags & Q2_BITMAP_IN_USE,
+		.autoset = r.flags & Q2_BITMAP_AUTO,
+	};
+	return 0;
+}
+
+/* The bitmap's table in memory; one at a time, since they are walked one after the other. */
+static int load_bitmap_table(struct qcow2_image *image, uint32_t index, const struct qcow2_bitmap *bitmap,
+			     struct qcow2_error *err)
+{
+	if (image->bitmap_table && image->bitmap_table_of == index)
+		return 0;
+	if (bitmap->type != 1)
+		return q2_error_set(err, QCOW2_E_UNSUPPORTED, bitmap->offset, "Unknown bitmap type %u",
+				    bitmap->type);
+	/* A bit a granule, eight a byte, a cluster's worth of bytes an entry. */
+	uint64_t bytes = q2_div_up(q2_div_up(image->size, bitmap->granularity), 8);
+	if (bitmap->table_entries > Q2_MAX_BITMAP_TABLE ||
+	    bitmap->table_entries < q2_div_up(bytes, image->meta.geo.cluster_size))
+		return q2_error_set(err, QCOW2_E_CORRUPT, bitmap->offset,
+				    "Bitmap table of %" PRIu32 " entries does not fit a disk of %" PRIu64 " bytes",
+				    bitmap->table_entries, image->size);
+	uint64_t *table;
+	int rc = q2_meta_read_table(&image->meta, "Bitmap table", bitmap->table_offset, bitmap->table_entries, &table,
+				    err);
+	if (rc)
+		return rc;
+	free(image->bitmap_table);
+	image->bitmap_table = table;
+	image->bitmap_table_of = index;
+	return 0;
+}
+
+/* How many granules from `first` on (at most `most`) have the value of the first. needs: bits in `bytes`
+ * counted from the lowest of each byte. */
+static uint64_t same_bits(const uint8_t *bytes, uint64_t first, uint64_t most, bool value)
+{
+	uint64_t n = 0;
+	uint8_t whole = value ? 0xff : 0;
+	while (n < most) {
+		uint64_t bit = first + n;
+		if (bit % 8 == 0 && most - n >= 8 && bytes[bit / 8] == whole)
+			n += 8;
+		else if ((bytes[bit / 8] >> (bit % 8) & 1) == value)
+			n++;
+		else
+			break;
+	}
+	return n;
+}
+
+/* The run of one value at granule `first` within one table entry; *entry_left granules are left in it. */
+static int bitmap_piece(struct qcow2_image *image, uint64_t first, uint64_t most, bool *dirty, uint64_t *run,
+			struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	uint64_t per_entry = (uint64_t)g->cluster_size * 8;
+	uint64_t raw = image->bitmap_table[first / per_entry];
+	uint64_t at = raw & Q2_OFFSET_MASK;
+	uint64_t within = first % per_entry;
+	most = q2_min(most, per_entry - within);
+	if (!at) {
+		*dirty = raw & 1;
+		*run = most;
+		return 0;
+	}
+	int rc = q2_meta_bound(&image->meta, "Bitmap data", at, g->cluster_size, err);
+	if (rc)
+		return rc;
+	uint32_t slice_bits = image->meta.cache.slice * 8;
+	uint64_t slice = within / slice_bits;
+	uint8_t *bytes;
+	rc = q2_cache_get(&image->meta.cache, q2_host_at(at + slice * image->meta.cache.slice), &bytes, err);
+	if (rc)
+		return rc;
+	uint64_t bit = within % slice_bits;
+	*dirty = bytes[bit / 8] >> (bit % 8) & 1;
+	*run = same_bits(bytes, bit, q2_min(most, slice_bits - bit), *dirty);
+	return 0;
+}
+
+int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_t offset, uint64_t limit,
+			      bool *dirty, uint64_t *length, struct qcow2_error *err)
+{
+	struct qcow2_bitmap bitmap;
+	int rc = qcow2_image_bitmap(image, index, &bitmap, err);
+	if (!rc && (!limit || !q2_fits(offset, limit, image->size)))
+		rc = q2_error_set(err, QCOW2_E_RANGE, offset, "Range lies outside the disk");
+	if (!rc)
+		rc = load_bitmap_table(image, index, &bitmap, err);
+	if (rc)
+		return rc;
+	uint64_t granule = offset / bitmap.granularity;
+	uint64_t end = q2_div_up(offset + limit, bitmap.granularity), next = granule;
+	while (next < end) {
+		bool value;
+		uint64_t run;
+		rc = bitmap_piece(image, next, end - next, &value, &run, err);
+		if (rc)
+			return q2_image_blame(image, rc, err);
+		if (next == granule)
+			*dirty = value;
+		else if (value != *dirty)
+			break;
+		next += run;
+	}
+	*length = q2_min(next * bitmap.granularity, offset + limit) - offset;
+	return 0;
+}

@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: MIT
+ * The map: L1 -> L2 -> subcluster, found by runs. */
+#include "meta/map.h"
+
+#include "base/be.h"
+#include "base/mem.h"
+
+#include <inttypes.h>
+
+void q2_map_free(struct q2_map *map)
+{
+	free(map->l1);
+	map->l1 = NULL;
+}
+
+static int compare_u64(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return (x > y) - (x < y);
+}
+
+/* Does the L2 table at `at` lie on a table that the header names? */
+static const char *collision(const struct q2_map *map, uint64_t at)
+{
+	const struct qcow2_header *h = &map->meta->header;
+	uint64_t size = map->meta->geo.cluster_size;
+	if (q2_overlaps(at, size, map->l1_offset, (uint64_t)map->l1_entries * 8))
+		return "its own L1 table";
+	if (q2_overlaps(at, size, h->l1_table_offset, (uint64_t)h->l1_size * 8))
+		return "the active L1 table";
+	if (q2_overlaps(at, size, h->refcount_table_offset, h->refcount_table_clusters * size))
+		return "the reference count table";
+	if (q2_overlaps(at, size, h->snapshots_offset, h->nb_snapshots * (uint64_t)40))
+		return "the snapshot table";
+	return NULL;
+}
+
+/* The L2 tables of this L1: inside the file, on nothing else, each named once. */
+static int check_l1(const struct q2_map *map, const uint64_t *l1, struct qcow2_error *err)
+{
+	uint64_t count = 0, last = 0;
+	bool sorted = true;
+	for (uint32_t i = 0; i < map->l1_entries; i++) {
+		uint64_t at = l1[i] & Q2_OFFSET_MASK;
+		if (!at)
+			continue;
+		int rc = q2_meta_bound(map->meta, "L2 table", at, map->meta->geo.cluster_size, err);
+		if (rc)
+			return q2_error_prefix(err, rc, "L1 entry %" PRIu32, i);
+		const char *what = collision(map, at);
+		if (what)
+			return q2_error_set(err, QCOW2_E_CORRUPT, at,
+					    "L1 entry %" PRIu32 ": L2 table at offset %#" PRIx64 " overlaps %s", i, at,
+					    what);
+		count++;
+		sorted = sorted && at > last;
+		last = at;
+	}
+	if (sorted)
+		return 0;
+	/* More tables than the file has clusters must repeat: no need to sort for that verdict. */
+	q2_auto uint64_t *copy = q2_new(count, sizeof *copy);
+	if (!copy)
+		return q2_error_nomem(err);
+	uint64_t n = 0;
+	for (uint32_t i = 0; i < map->l1_entries; i++)
+		if (l1[i] & Q2_OFFSET_MASK)
+			copy[n++] = l1[i] & Q2_OFFSET_MASK;
+	qsort(copy, count, sizeof *copy, compare_u64);
+	for (uint64_t i = 1; i < count; i++)
+		if (copy[i] == copy[i - 1])
+			return q2_error_set(err, QCOW2_E_CORRUPT, copy[i],
+					    "L2 table at offset %#" PRIx64 " is used by two L1 entries", copy[i]);
+	return 0;
+}
+
+int q2_map_load(struct q2_map *map, struct qcow2_error *err)
+{
+	if (map->l1)
+		return 0;
+	q2_auto uint64_t *l1 = NULL;
+	int rc = q2_meta_read_table(map->meta, "L1 table", map->l1_offset, map->l1_entries, &l1, err);
+	if (!rc)
+		rc = check_l1(map, l1, err);
+	if (!rc)
+		map->l1 = q2_take(&l1);
+	return rc;
+}
+
+/* Where `address` stands in the tables. */
+struct place {
+	uint64_t l1_index;
+	uint32_t l2_index;
+	uint64_t l2_at; /* host offset of the L2 table, 0 none */
+};
+
+static struct place place_of(const struct q2_map *map, q2_guest address)
+{
+	const struct q2_geometry *g = &map->meta->geo;
+	uint64_t cluster = address.v >> g->cluster_bits;
+	struct place p = {.l1_index = cluster >> g->l2_bits,
+			  .l2_index = (uint32_t)(cluster & ((1ull << g->l2_bits) - 1))};
+	p.l2_at = p.l1_index < map->l1_entries ? map->l1[p.l1_index] & Q2_OFFSET_MASK : 0;
+	return p;
+}
+
+/* The cached slice that holds the place's entry. gives: a pointer to the entry, and how many entries of
+ * the slice there are from it on. */
+static int slice_of(struct q2_map *map, const struct place *p, const uint8_t **entry, uint32_t *left,
+		    struct qcow2_error *err)
+{
+	struct q2_meta *meta = map->meta;
+	uint32_t byte = p->l2_index * meta->geo.l2_entry_size;
+	uint32_t slice = (uint32_t)q2_round_down(byte, meta->cache.slice);
+	uint8_t *bytes;
+	int rc = q2_cache_get(&meta->cache, q2_host_at(p->l2_at + slice), &bytes, err);
+	if (rc)
+		return q2_error_prefix(err, rc, "L2 table at offset %#" PRIx64, p->l2_at);
+	*entry = bytes + (byte - slice);
+	*left = (meta->cache.slice - (byte - slice)) / meta->geo.l2_entry_size;
+	return 0;
+}
+
+static inline struct q2_entry entry_at(const struct q2_geometry *g, const uint8_t *bytes)
+{
+	return q2_entry_decode(g, q2_load64(bytes), g->extended_l2 ? q2_load64(bytes + 8) : 0);
+}
+
+/* Refuses an entry that the specification does not allow at this guest cluster. */
+static int check_entry(const struct q2_map *map, const struct q2_entry *e, q2_guest cluster,
+		       struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &map->meta->geo;
+	const char *why = NULL;
+	if (e->compressed) {
+		if (g->external_data)
+			why = "compressed cluster in an image with an external data file";
+		else if (e->host.v >= map->meta->file_length)
+			why = "compressed data beyond the end of the file";
+	} else if (e->invalid) {
+		why = g->extended_l2 ? "subcluster bitmap contradicts itself"
+				     : "zero cluster in a version 2 image";
+	} else if (e->has_host && !q2_is_aligned(e->host.v, g->cluster_size)) {
+		why = "host offset is not aligned to a cluster";
+	} else if (e->has_host && g->external_data && e->host.v != cluster.v) {
+		why = "host offset in the external data file differs from the guest offset";
+	}
+	if (!why)
+		return 0;
+	return q2_error_set(err, QCOW2_E_CORRUPT, cluster.v,
+			    "L2 entry %#" PRIx64 " of guest offset %#" PRIx64 ": %s", e->raw, cluster.v, why);
+}
+
+/* How many subclusters from `from` on are of the kind of the first. */
+static unsigned same_subs(const struct q2_entry *e, unsigned from, unsigned count)
+{
+	enum q2_sub kind = q2_entry_sub(e, from);
+	unsigned n = 1;
+	while (from + n < count && q2_entry_sub(e, from + n) == kind)
+		n++;
+	return n;
+}
+
+/* The run's beginning: the subclusters of one kind inside one cluster. */
+static void first_piece(const struct q2_geometry *g, const struct q2_entry *e, uint32_t within,
+			struct q2_run *run)
+{
+	unsigned sub = within >> g->subcluster_bits;
+	*run = (struct q2_run){.kind = q2_entry_sub(e, sub)};
+	if (e->compressed) {
+		run->length = g->cluster_size - within;
+		run->has_host = true;
+		run->host = e->host;
+		run->host_length = e->host_length;
+		run->within = within;
+		return;
+	}
+	unsigned n = same_subs(e, sub, g->subclusters);
+	run->length = ((uint64_t)(sub + n) << g->subcluster_bits) - within;
+	run->has_host = e->has_host;
+	run->copied = e->raw & Q2_COPIED;
+	run->host = q2_host_add(e->host, within);
+}
+
+/*
+ * Goes on with the run over whole entries of one slice. gives: how many entries joined it wholly; *more is
+ * false when the run ended here (it may have grown by the first subclusters of the entry that ended it).
+ */
+static uint32_t extend(const struct q2_map *map, const uint8_t *bytes, uint32_t left, struct q2_run *run,
+		       q2_guest cluster, bool *more)
+{
+	const struct q2_geometry *g = &map->meta->geo;
+	uint32_t n = 0;
+	*more = true;
+	if (!g->extended_l2 && run->kind == Q2_SUB_DATA) {
+		/* The common long case: plain data, each entry a cluster further than the last. */
+		uint64_t expect = (run->host.v + run->length) | (run->copied ? Q2_COPIED : 0);
+		while (n < left && q2_load64(bytes + 8ull * n) == expect) {
+			expect += g->cluster_size;
+			n++;
+		}
+		run->length += (uint64_t)n << g->cluster_bits;
+		*more = n == left;
+		return n;
+	}
+	if (!g->extended_l2 && run->kind == Q2_SUB_UNALLOCATED) {
+		while (n < left && q2_load64(bytes + 8ull * n) == 0)
+			n++;
+		run->length += (uint64_t)n << g->cluster_bits;
+		if (n == left)
+			return n;
+	}
+	for (; n < left; n++) {
+		struct q2_entry e = entry_at(g, bytes + (size_t)n * g->l2_entry_size);
+		q2_guest here = q2_guest_add(cluster, (uint64_t)n << g->cluster_bits);
+		/* A wrong entry ends the run; who asks for it gets the error. */
+		bool joins = !e.compressed && q2_entry_sub(&e, 0) == run->kind && !check_entry(map, &e, here, NULL);
+		if (joins && run->kind != Q2_SUB_UNALLOCATED)
+			joins = e.has_host == run->has_host && !!(e.raw & Q2_COPIED) == run->copied &&
+				(!e.has_host || e.host.v == run->host.v + run->length);
+		unsigned subs = joins ? same_subs(&e, 0, g->subclusters) : 0;
+		run->length += (uint64_t)subs << g->subcluster_bits;
+		if (subs < g->subclusters) {
+			*more = false;
+			return n;
+		}
+	}
+	return n;
+}
+
+/* Goes on with an unallocated run over L1 entries without a table. gives: the L1 index it stopped at. */
+static uint64_t skip_empty_l1(const struct q2_map *map, uint64_t index, uint64_t limit, struct q2_run *run)
+{
+	const struct q2_geometry *g = &map->meta->geo;
+	while (run->length < limit && (index >= map->l1_entries || !(map->l1[index] & Q2_OFFSET_MASK))) {
+		run->length += 1ull << (g->cluster_bits + g->l2_bits);
+		index++;
+	}
+	return index;
+}
+
+int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &map->meta->geo;
+	int rc = q2_map_load(map, err);
+	if (rc)
+		return rc;
+	q2_guest cluster = q2_guest_at(q2_round_down(start.v, g->cluster_size));
+	uint32_t within = (uint32_t)(start.v - cluster.v);
+	struct place p = place_of(map, start);
+	const uint8_t *bytes;
+	uint32_t left;
+
+	if (p.l2_at) {
+		rc = slice_of(map, &p, &bytes, &left, err);
+		if (rc)
+			return rc;
+		struct q2_entry e = entry_at(g, bytes);
+		rc = check_entry(map, &e, cluster, err);
+		if (rc)
+			return rc;
+		first_piece(g, &e, within, run);
+		bytes += g->l2_entry_size;
+		left--;
+	} else {
+		uint64_t table = (uint64_t)(p.l2_index) << g->cluster_bits;
+		*run = (struct q2_run){.kind = Q2_SUB_UNALLOCATED,
+				       .length = (1ull << (g->cluster_bits + g->l2_bits)) - table - within};
+		left = 0;
+	}
+
+	bool more = run->kind != Q2_SUB_COMPRESSED && (start.v + run->length) % g->cluster_size == 0;
+	while (more && run->length < limit) {
+		q2_guest next = q2_guest_add(start, run->length);
+		if (!left) {
+			p = place_of(map, next);
+			if (!p.l2_at && run->kind != Q2_SUB_UNALLOCATED)
+				break;
+			if (!p.l2_at) {
+				skip_empty_l1(map, p.l1_index, limit, run);
+				continue;
+			}
+			/* The run so far is an answer; a table that cannot be read is the next call's error. */
+			if (slice_of(map, &p, &bytes, &left, NULL))
+				break;
+		}
+		uint64_t wanted = q2_div_up(limit - run->length, g->cluster_size);
+		extend(map, bytes, (uint32_t)q2_min(left, wanted), run, next, &more);
+		left = 0;
+	}
+	run->length = q2_min(run->length, limit);
+	return 0;
+}
+
+int q2_map_entry(struct q2_map *map, q2_guest address, uint64_t *word, uint64_t *bitmap, q2_host *at,
+		 struct qcow2_error *err)
+{
+	int rc = q2_map_load(map, err);
+	if (rc)
+		return rc;
+	struct place p = place_of(map, address);
+	*word = *bitmap = 0;
+	*at = q2_host_at(0);
+	if (!p.l2_at)
+		return 0;
+	const uint8_t *bytes;
+	uint32_t left;
+	rc = slice_of(map, &p, &bytes, &left, err);
+	if (rc)
+		return rc;
+	*word = q2_load64(bytes);
+	*bitmap = map->meta->geo.extended_l2 ? q2_load64(bytes + 8) : 0;
+	*at = q2_host_at(p.l2_at + (uint64_t)p.l2_index * map->meta->geo.l2_entry_size);
+	return 0;
+}

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: MIT
+ * The map: what backs a guest address. Everything that reads, writes, lists, copies or compares asks here.
+ *
+ * A *run* is the longest stretch from an address on that is backed in one way with one unbroken stretch
+ * of file behind it, across L2 tables. Work is done by runs, never by clusters. */
+#ifndef Q2_META_MAP_H
+#define Q2_META_MAP_H
+
+#include "meta/meta.h"
+
+struct q2_map {
+	struct q2_meta *meta; /* borrowed */
+	uint64_t l1_offset;
+	uint32_t l1_entries;
+	uint64_t size;   /* bytes of the disk that this L1 describes */
+	uint64_t *l1;    /* host order; NULL until the first use */
+};
+
+struct q2_run {
+	enum q2_sub kind; /* never Q2_SUB_INVALID: that is an error */
+	uint64_t length;  /* bytes of guest address space, > 0 */
+	bool has_host;
+	bool copied;          /* COPIED is set in all entries of the run (data and zero with host) */
+	q2_host host;         /* of the run's first byte; compressed: of the stream */
+	uint32_t host_length; /* compressed: bytes of the stream's sectors */
+	uint32_t within;      /* compressed: the run's first byte inside the expanded cluster */
+};
+
+void q2_map_free(struct q2_map *map);
+
+/*
+ * Reads the L1 table on first use and refuses it when two entries share an L2 table or when one lies on
+ * the header, the L1 table, the refcount table or the snapshot table: so the work of a walk is bounded by
+ * the file's own bytes (SAFETY rules 2 and 10).
+ */
+int q2_map_load(struct q2_map *map, struct qcow2_error *err);
+
+/*
+ * needs: start + limit <= size rounded up to a cluster, limit > 0. gives: the run that begins at `start`,
+ * at most `limit` long. A compressed run is (the rest of) one cluster.
+ * fails: `corrupt` with the offset of the entry that is wrong.
+ */
+int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run, struct qcow2_error *err);
+
+/*
+ * One L2 entry, raw. gives: the words in host order (bitmap 0 without extended L2) and where the entry
+ * lies; *at.v == 0 and zero words where there is no L2 table.
+ */
+int q2_map_entry(struct q2_map *map, q2_guest address, uint64_t *word, uint64_t *bitmap, q2_host *at,
+		 struct qcow2_error *err);
+
+#endif

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT
+ * Bounds and whole-table reads that every table needs. */
+#include "meta/meta.h"
+
+#include "base/be.h"
+#include "base/mem.h"
+
+#include <inttypes.h>
+
+void q2_meta_free(struct q2_meta *meta)
+{
+	q2_cache_free(&meta->cache);
+	free(meta->reftable);
+	meta->reftable = NULL;
+}
+
+int q2_meta_bound(const struct q2_meta *meta, const char *what, uint64_t at, uint64_t bytes,
+		  struct qcow2_error *err)
+{
+	uint32_t cluster_size = meta->geo.cluster_size;
+	if (!q2_is_aligned(at, cluster_size))
+		return q2_error_set(err, QCOW2_E_CORRUPT, at,
+				    "%s at offset %#" PRIx64 " is not aligned to a cluster", what, at);
+	if (at < cluster_size)
+		return q2_error_set(err, QCOW2_E_CORRUPT, at, "%s at offset %#" PRIx64 " overlaps the header", what,
+				    at);
+	if (!q2_fits(at, bytes, meta->file_length))
+		return q2_error_set(err, QCOW2_E_CORRUPT, at,
+				    "%s at offset %#" PRIx64 " (%" PRIu64 " bytes) lies outside the file of %" PRIu64
+				    " bytes",
+				    what, at, bytes, meta->file_length);
+	return 0;
+}
+
+int q2_meta_read_table(const struct q2_meta *meta, const char *what, uint64_t at, uint32_t entries,
+		       uint64_t **out, struct qcow2_error *err)
+{
+	int rc = entries ? q2_meta_bound(meta, what, at, (uint64_t)entries * 8, err) : 0;
+	if (rc)
+		return rc;
+	q2_auto uint64_t *table = q2_new(entries, sizeof *table);
+	if (!table)
+		return q2_error_nomem(err);
+	rc = qcow2_store_read(meta->store, at, table, (size_t)entries * 8, err);
+	if (rc)
+		return q2_error_prefix(err, rc, "Could not read the %s", what);
+	for (uint32_t i = 0; i < entries; i++)
+		table[i] = be64toh(table[i]);
+	*out = q2_take(&table);
+	return 0;
+}
