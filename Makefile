@@ -81,7 +81,7 @@ RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
 relative = $(shell realpath -m --relative-to=$(1) $(2))
 
 .PHONY: all demo test test-long interop asan valgrind lint fuzz bench install clean help
-.PHONY: deps deps-lint demo-run test-run libs fuzzers FORCE
+.PHONY: format deps deps-lint demo-run test-run libs fuzzers FORCE
 
 all: $(LIB) $(CORE) $(BIN) $(REPLAY)
 
@@ -94,6 +94,7 @@ help:
 	@echo 'make asan       the specs under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make valgrind   the unit specs under valgrind'
 	@echo 'make lint       floors, sizes, types, luacheck, clang-format, cppcheck'
+	@echo 'make format     lay out the C files as the lint wants them'
 	@echo 'make fuzz       every fuzz target for FUZZ_SECONDS (60)'
 	@echo 'make bench      the workloads beside qemu-img'
 	@echo 'make install    into PREFIX (/usr/local), below DESTDIR'
@@ -210,6 +211,8 @@ bench: deps
 lint: deps-lint
 	$(SUB) all
 	@Q2_BUILD=$(BUILD) $(RUN_LUA) spec/lint/run.lua
+format: deps-lint
+	@clang-format -i $$(find csrc spec -name '*.[ch]')
 
 # ---- fuzzing ---------------------------------------------------------------------------------
 # The same targets twice: with libFuzzer to find inputs, with a plain main to replay them in `test`.
@@ -235,7 +238,8 @@ install: $(LIB) $(CORE)
 	@set -e; for f in $(LUA_FILES); do install -D -m 644 $$f "$(D)$(LUADIR)/$${f#lua/}"; done
 	install -D -m 755 $(CORE) "$(D)$(LIBDIR)/qcow2/core.so"
 	install -D -m 644 csrc/qcow2.h "$(D)$(INCDIR)/qcow2/qcow2.h"
-	install -D -m 644 csrc/base/kinds.def "$(D)$(INCDIR)/qcow2/base/kinds.def"
+	@set -e; for f in $$(sed -n 's/^#include "\(.*\)"/\1/p' csrc/qcow2.h | sort -u); do \
+		install -D -m 644 csrc/$$f "$(D)$(INCDIR)/qcow2/$$f"; done
 	install -D -m 644 $(LIB) "$(D)$(ARDIR)/libqcow2.a"
 	@mkdir -p "$(D)$(BINDIR)" "$(D)$(ARDIR)/pkgconfig"
 	@$(call launcher,$(LUA),$(or $(LAUNCHER_LUADIR),$(call relative,$(BINDIR),$(LUADIR))),$\

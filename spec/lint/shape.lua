@@ -58,8 +58,8 @@ function shape.heads(complain)
       complain(path, 1, "begins without the line SPDX-License-Identifier: MIT")
     else
       local words = rest:gsub("^%s*[-*]+%s*", ""):gsub("\n%s*[-*]+%s?", " ")
-      local sentence = words:match("^%s*(%S.-[.:])%s") or words:match("^%s*(%S.-[.:])$")
-      if not sentence or not sentence:find(" ") then
+      local sentence = words:match("^%s*(%S+ .-%.)%f[%s\0]")
+      if not sentence then
         complain(path, 2, "says in no sentence what it owns")
       end
     end
