@@ -1,0 +1,34 @@
+-- SPDX-License-Identifier: MIT
+-- Images over backing files, of all shapes and lengths, read with ours.
+
+local judge = require "spec.support.judge"
+local qcow2 = require "qcow2"
+local reading = require "spec.support.reading"
+
+local words = { describe = describe, it = it, lazy_setup = lazy_setup, lazy_teardown = lazy_teardown }
+
+describe("A chain:", function()
+  reading.describe("chains", words, function(_, get)
+    it("is listed, layer by layer, by `info --backing-chain` as by qemu-img", function()
+      reading.none(judge.info_chain((get())))
+    end)
+
+    it("names its files in order by img:chain()", function()
+      local image = get()
+      local img <close> = assert(qcow2.open(image.path, image.open))
+      local names = {}
+      for i, link in ipairs(img:chain()) do
+        assert.is_nil(link.missing)
+        names[i] = link.path
+      end
+      assert.are.same({ image.path, table.unpack(image.chain) }, names)
+    end)
+
+    it("has no layer below when opened with backing = false", function()
+      local image = get()
+      local img <close> = assert(qcow2.open(image.path, { backing = false }))
+      reading.none(judge.layer(img, image.path))
+      for e in img:extents() do assert.are.equal(0, e.depth) end
+    end)
+  end)
+end)
