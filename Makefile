@@ -81,9 +81,10 @@ RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
 relative = $(shell realpath -m --relative-to=$(1) $(2))
 
 .PHONY: all demo test test-long interop asan valgrind lint fuzz bench install clean help
-.PHONY: format deps deps-lint demo-run test-run libs fuzzers FORCE
+.PHONY: format install-lua install-c core deps deps-lint demo-run test-run libs fuzzers FORCE
 
 all: $(LIB) $(CORE) $(BIN) $(REPLAY)
+core: $(CORE)
 
 help:
 	@echo 'make            build everything under build/: bin/qcow2, lib/libqcow2.a, the Lua core'
@@ -102,7 +103,7 @@ help:
 
 # ---- compile and link ------------------------------------------------------------------------
 libs:
-	$(if $(PC_LUA),,$(error Lua 5.4 not found by pkg-config: install liblua5.4-dev and pkg-config))
+	$(if $(PC_LUA)$(LUA_CFLAGS),,$(error Lua 5.4 not found by pkg-config: install liblua5.4-dev and pkg-config))
 	$(if $(PC_ZLIB),,$(error zlib not found by pkg-config: install zlib1g-dev and pkg-config))
 	@:
 
@@ -234,20 +235,26 @@ $(BUILD)/fuzz/%: spec/fuzz/%.c $(LIB)
 
 # ---- install ---------------------------------------------------------------------------------
 D = $(DESTDIR)
-install: $(LIB) $(CORE)
+# Where the launcher looks for modules, from bin/; luarocks says it, since it moves files later.
+LAUNCHER_LUADIR ?= $(call relative,$(BINDIR),$(LUADIR))
+LAUNCHER_LIBDIR ?= $(call relative,$(BINDIR),$(LIBDIR))
+install: install-lua install-c
+install-lua: $(CORE)
 	@set -e; for f in $(LUA_FILES); do install -D -m 644 $$f "$(D)$(LUADIR)/$${f#lua/}"; done
-	install -D -m 755 $(CORE) "$(D)$(LIBDIR)/qcow2/core.so"
-	install -D -m 644 csrc/qcow2.h "$(D)$(INCDIR)/qcow2/qcow2.h"
-	@set -e; for f in $$(sed -n 's/^#include "\(.*\)"/\1/p' csrc/qcow2.h | sort -u); do \
-		install -D -m 644 csrc/$$f "$(D)$(INCDIR)/qcow2/$$f"; done
-	install -D -m 644 $(LIB) "$(D)$(ARDIR)/libqcow2.a"
-	@mkdir -p "$(D)$(BINDIR)" "$(D)$(ARDIR)/pkgconfig"
-	@$(call launcher,$(LUA),$(or $(LAUNCHER_LUADIR),$(call relative,$(BINDIR),$(LUADIR))),$\
-		$(or $(LAUNCHER_LIBDIR),$(call relative,$(BINDIR),$(LIBDIR)))) >"$(D)$(BINDIR)/qcow2"
+	@install -D -m 755 $(CORE) "$(D)$(LIBDIR)/qcow2/core.so"
+	@mkdir -p "$(D)$(BINDIR)"
+	@$(call launcher,$(LUA),$(LAUNCHER_LUADIR),$(LAUNCHER_LIBDIR)) >"$(D)$(BINDIR)/qcow2"
 	@chmod 755 "$(D)$(BINDIR)/qcow2"
+	@echo "installed $(D)$(BINDIR)/qcow2, $(D)$(LUADIR)/qcow2, $(D)$(LIBDIR)/qcow2/core.so"
+install-c: $(LIB)
+	@set -e; for f in qcow2.h $$(sed -n 's/^#include "\(.*\)"/\1/p' csrc/qcow2.h | sort -u); do \
+		install -D -m 644 csrc/$$f "$(D)$(INCDIR)/qcow2/$$f"; done
+	@install -D -m 644 $(LIB) "$(D)$(ARDIR)/libqcow2.a"
+	@mkdir -p "$(D)$(ARDIR)/pkgconfig"
 	@printf '%s\n' 'Name: qcow2' 'Description: qcow2 disk images' 'Version: $(VERSION)' \
 		'Requires.private: zlib $(strip $(PC_OPTIONAL))' 'Cflags: -I$(INCDIR)/qcow2' \
 		'Libs: -L$(ARDIR) -lqcow2 -pthread' >"$(D)$(ARDIR)/pkgconfig/qcow2.pc"
+	@echo "installed $(D)$(INCDIR)/qcow2, $(D)$(ARDIR)/libqcow2.a, $(D)$(ARDIR)/pkgconfig/qcow2.pc"
 
 clean:
 	rm -rf build
