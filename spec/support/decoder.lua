@@ -258,8 +258,8 @@ local function add_cluster(self, list, guest, word, bitmap)
 end
 
 --- The disk of this image alone as maximal runs. `snapshot`: an item of image.snapshots instead of
--- the active disk.
-function Image:map(snapshot)
+-- the active disk. `kept`: tell the host offset of unallocated subclusters in allocated clusters too.
+function Image:map(snapshot, kept)
   local list, l1 = {}, snapshot and snapshot.l1 or self.l1
   self.map_size = snapshot and snapshot.size or self.size
   local guest, l2_span = 0, self.l2_entries * self.cluster_size
@@ -277,7 +277,7 @@ function Image:map(snapshot)
     end
     guest = guest + l2_span
   end
-  -- Kept space under an unallocated subcluster is no answer to "where are the bytes".
+  if kept then return list end
   local merged = {}
   for _, e in ipairs(list) do
     add(merged, e.offset, e.length, e.kind, e.kind ~= "unallocated" and e.host_offset or nil, e.host_length)
