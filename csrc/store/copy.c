@@ -74,7 +74,8 @@ static uint64_t copy_in_kernel(int from, uint64_t from_offset, int to, uint64_t 
 
 	while (done < length) {
 		off_t in = (off_t)(from_offset + done), out = (off_t)(to_offset + done);
-		ssize_t n = copy_file_range(from, &in, to, &out, (size_t)q2_min(length - done, KERNEL_PIECE), 0);
+		ssize_t n =
+			copy_file_range(from, &in, to, &out, (size_t)q2_min(length - done, KERNEL_PIECE), 0);
 
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -94,9 +95,11 @@ int q2_store_copy(struct qcow2_store *from, uint64_t from_offset, struct qcow2_s
 
 	/* The empty write below says "read-only" before anything moves. */
 	if (!q2_fits(from_offset, length, Q2_STORE_MAX))
-		return q2_error_set(err, QCOW2_E_RANGE, from_offset, "Could not copy past the largest file offset");
+		return q2_error_set(err, QCOW2_E_RANGE, from_offset,
+				    "Could not copy past the largest file offset");
 	if (!q2_fits(to_offset, length, Q2_STORE_MAX))
-		return q2_error_set(err, QCOW2_E_RANGE, to_offset, "Could not copy past the largest file offset");
+		return q2_error_set(err, QCOW2_E_RANGE, to_offset,
+				    "Could not copy past the largest file offset");
 	ret = qcow2_store_write(to, to_offset, NULL, 0, err);
 	if (!ret)
 		ret = qcow2_store_length(from, &end, err);

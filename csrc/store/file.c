@@ -239,8 +239,7 @@ static int file_punch(struct qcow2_store *store, uint64_t offset, uint64_t lengt
 	return ret;
 }
 
-static int file_allocate(struct qcow2_store *store, uint64_t offset, uint64_t length,
-			 struct qcow2_error *err)
+static int file_allocate(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
 	uint64_t end;
 	int ret, os_errno;
@@ -271,8 +270,8 @@ static int file_resize(struct qcow2_store *store, uint64_t length, struct qcow2_
 			return ret;
 		q2_error_escape(name, sizeof name, store->name, strlen(store->name));
 		return q2_error_set(err, QCOW2_E_NOSPACE, Q2_NO_OFFSET,
-				    "Could not resize '%s': the device has %llu bytes, %llu are asked for", name,
-				    (unsigned long long)end, (unsigned long long)length);
+				    "Could not resize '%s': the device has %llu bytes, %llu are asked for",
+				    name, (unsigned long long)end, (unsigned long long)length);
 	}
 	while (ftruncate(file(store)->fd, (off_t)length))
 		if (errno != EINTR)
@@ -401,7 +400,8 @@ static int check_mode(const struct stat *st, const char *name, unsigned flags, s
 	return q2_error_set(err, QCOW2_E_REFUSED, Q2_NO_OFFSET,
 			    "Could not open '%s': It is %s, but only %s are opened here", name,
 			    what_it_is(st->st_mode),
-			    flags & QCOW2_STORE_NO_DEVICE ? "regular files" : "regular files and block devices");
+			    flags & QCOW2_STORE_NO_DEVICE ? "regular files"
+							  : "regular files and block devices");
 }
 
 /* A device can be set read-only without its node knowing; every write would fail later. */

@@ -39,8 +39,7 @@ int q2_store_write_zeros(struct qcow2_store *store, uint64_t offset, uint64_t le
 
 /* Writes zeros into the holes of a range and behind the end: what `allocate` means, done by hand. Bytes
  * that are there already are not touched. */
-int q2_store_fill_holes(struct qcow2_store *store, uint64_t offset, uint64_t length,
-			struct qcow2_error *err);
+int q2_store_fill_holes(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err);
 
 /*
  * Takes the locks of a reader or a writer on an open file; they go with the last descriptor of this open

@@ -154,8 +154,7 @@ static void wipe(struct memory_store *m, uint64_t offset, uint64_t end)
 	uint8_t *bytes;
 
 	if (offset % CHUNK && (bytes = chunk_bytes(m, offset / CHUNK)))
-		memset(bytes + offset % CHUNK, 0,
-		       (size_t)(q2_min(end, q2_round_up(offset, CHUNK)) - offset));
+		memset(bytes + offset % CHUNK, 0, (size_t)(q2_min(end, q2_round_up(offset, CHUNK)) - offset));
 	if (end % CHUNK && last >= first && (bytes = chunk_bytes(m, last)))
 		memset(bytes, 0, (size_t)(end % CHUNK));
 	if (first < last)

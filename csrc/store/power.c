@@ -245,8 +245,8 @@ int qcow2_store_power_op(struct qcow2_store *store, size_t index, struct qcow2_p
 	if (index < power(store)->records.count)
 		*op = record_at(power(store), index)->op;
 	else
-		ret = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no operation %zu in the record",
-				   index);
+		ret = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				   "There is no operation %zu in the record", index);
 	pthread_mutex_unlock(&power(store)->lock);
 	return ret;
 }
@@ -277,9 +277,10 @@ static int replay(struct power_store *p, size_t count, const uint8_t *keep, size
 	while (covered && record_at(p, covered - 1)->op.kind != 'f')
 		covered--;
 	if (torn != SIZE_MAX && (torn < covered || torn >= count || record_at(p, torn)->op.kind != 'w'))
-		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
-				    "Operation %zu cannot be torn: it is no write, flushed, or not among the first %zu",
-				    torn, count);
+		return q2_error_set(
+			err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+			"Operation %zu cannot be torn: it is no write, flushed, or not among the first %zu",
+			torn, count);
 	ret = snapshot(p->base, &to, err);
 	if (ret)
 		return ret;

@@ -23,7 +23,8 @@ int luaopen_qcow2_probe_store(lua_State *L);
  * `interrupts` lets that many calls end with EINTR first. */
 static struct {
 	int punch, zero_range, fallocate, copy_file_range, seek, fdatasync, open_file_locks;
-	int short_io, interrupts, calls;
+	int short_io;
+	atomic_int interrupts, calls;
 } host;
 
 static int interrupted(void)
@@ -178,13 +179,13 @@ static struct qcow2_store **new_box(lua_State *L)
 	return box;
 }
 
-#define NEW_STORE(L, call)                        \
-	do {                                      \
-		struct qcow2_error err;           \
+#define NEW_STORE(L, call)                             \
+	do {                                           \
+		struct qcow2_error err;                \
 		struct qcow2_store **out = new_box(L); \
-		if (call)                         \
-			return push_failure(L, &err); \
-		return 1;                         \
+		if (call)                              \
+			return push_failure(L, &err);  \
+		return 1;                              \
 	} while (0)
 
 static int probe_file(lua_State *L)
@@ -363,7 +364,8 @@ static int store_allocated(lua_State *L)
 static int store_extent(lua_State *L)
 {
 	struct qcow2_error err;
-	uint64_t offset = (uint64_t)luaL_checkinteger(L, 2), limit = (uint64_t)luaL_checkinteger(L, 3), length;
+	uint64_t offset = (uint64_t)luaL_checkinteger(L, 2), limit = (uint64_t)luaL_checkinteger(L, 3),
+		 length;
 	bool is_data;
 
 	if (qcow2_store_extent(check_store(L, 1), offset, limit, &is_data, &length, &err))
@@ -377,11 +379,13 @@ static int store_extent(lua_State *L)
 static int store_copy(lua_State *L)
 {
 	struct qcow2_error err;
-	uint64_t from_offset = (uint64_t)luaL_checkinteger(L, 2), to_offset = (uint64_t)luaL_checkinteger(L, 4);
+	uint64_t from_offset = (uint64_t)luaL_checkinteger(L, 2),
+		 to_offset = (uint64_t)luaL_checkinteger(L, 4);
 	uint64_t length = (uint64_t)luaL_checkinteger(L, 5);
 
 	return push_done(L,
-			 q2_store_copy(check_store(L, 1), from_offset, check_store(L, 3), to_offset, length, &err),
+			 q2_store_copy(check_store(L, 1), from_offset, check_store(L, 3), to_offset, length,
+				       &err),
 			 &err);
 }
 
@@ -474,13 +478,26 @@ static int store_hammer(lua_State *L)
 }
 
 static const luaL_Reg methods[] = {
-	{"read", store_read},         {"write", store_write},   {"flush", store_flush},
-	{"punch", store_punch},       {"resize", store_resize}, {"length", store_length},
-	{"allocated", store_allocated}, {"extent", store_extent}, {"allocate", store_allocate},
-	{"copy", store_copy},         {"about", store_about},   {"close", store_close},
-	{"replay", store_replay},     {"ops", store_ops},       {"op", store_op},
-	{"calls", store_calls},       {"hammer", store_hammer}, {"__gc", store_close},
-	{"__close", store_close},     {NULL, NULL},
+	{"read", store_read},
+	{"write", store_write},
+	{"flush", store_flush},
+	{"punch", store_punch},
+	{"resize", store_resize},
+	{"length", store_length},
+	{"allocated", store_allocated},
+	{"extent", store_extent},
+	{"allocate", store_allocate},
+	{"copy", store_copy},
+	{"about", store_about},
+	{"close", store_close},
+	{"replay", store_replay},
+	{"ops", store_ops},
+	{"op", store_op},
+	{"calls", store_calls},
+	{"hammer", store_hammer},
+	{"__gc", store_close},
+	{"__close", store_close},
+	{NULL, NULL},
 };
 
 static const luaL_Reg functions[] = {

@@ -60,7 +60,7 @@ local function is_locked(path, flags, lock)
 end
 
 local function opens(path, flags)
-  local s <close> = assert(store.file(path, flags))
+  assert(store.file(path, flags)):close()
 end
 
 local function qemu_is_refused(words, lock)
@@ -75,14 +75,13 @@ describe("the locks of a store", function()
   it("lie on the very bytes that QEMU locks, for readers and writers", function()
     local path = image()
     while_qemu_holds(path, "", WRITER, function() end)
-    do
-      local s <close> = assert(store.file(path, store.WRITE))
-      assert.equal(WRITER, locked_bytes(path))
-    end
-    while_qemu_holds(path, "-r", READER, function()
-      local s <close> = assert(store.file(path))
-      assert.equal(READER, locked_bytes(path))
-    end)
+    local w <close> = assert(store.file(path, store.WRITE))
+    assert.equal(WRITER, locked_bytes(path))
+    w:close()
+    while_qemu_holds(path, "-r", READER, function() end)
+    local r <close> = assert(store.file(path))
+    assert.equal(READER, locked_bytes(path))
+    r:close()
   end)
 
   it("vanish with the store", function()
@@ -187,6 +186,7 @@ describe("the locks of a store", function()
     local path = tmp.dir() .. "/new\nline"
     local s <close> = assert(store.file(path, store.CREATE))
     local _, message = store.file(path)
+    s:close()
     assert.matches([[%[/.*/new\x0aline%]%?$]], message)
   end)
 end)
