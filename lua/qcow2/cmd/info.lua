@@ -1,0 +1,274 @@
+-- SPDX-License-Identifier: MIT
+-- `info`: what an image says about itself. Opens the image and nothing that it names (but for --backing-chain).
+local images = require("qcow2.cli.images")
+local json = require("qcow2.cli.json")
+local options = require("qcow2.cli.options")
+local text = require("qcow2.cli.text")
+
+-- QEMU keeps members in a hash table and prints them as they lie there; these are the orders that come out.
+local NODE = "children backing-filename-format snapshots virtual-size filename cluster-size format actual-size "
+  .. "format-specific full-backing-filename encrypted backing-filename dirty-flag"
+local SPECIFIC = "compat compression-type lazy-refcounts bitmaps refcount-bits data-file encrypt data-file-raw corrupt "
+  .. "extended-l2 data-file-path data-file-note"
+local SNAPSHOT = "icount vm-clock-nsec name date-sec date-nsec vm-clock-sec id vm-state-size"
+local BITMAP = "flags name granularity"
+
+local function round_up(value, unit)
+  return (value + unit - 1) // unit * unit
+end
+
+local function snapshot_object(snapshot)
+  return json.object(SNAPSHOT, {
+    icount = snapshot.icount,
+    ["vm-clock-nsec"] = snapshot.vm_clock_nsec % 1000000000,
+    name = snapshot.name,
+    ["date-sec"] = snapshot.date_sec,
+    ["date-nsec"] = snapshot.date_nsec,
+    ["vm-clock-sec"] = snapshot.vm_clock_nsec // 1000000000,
+    id = snapshot.id,
+    ["vm-state-size"] = snapshot.vm_state_size,
+  })
+end
+
+local function bitmap_object(bitmap)
+  local flags = {}
+  if bitmap.in_use then
+    flags[#flags + 1] = "in-use"
+  end
+  if bitmap.auto then
+    flags[#flags + 1] = "auto"
+  end
+  return json.object(BITMAP, { flags = flags, name = bitmap.name, granularity = bitmap.granularity })
+end
+
+local function map_list(list, convert)
+  local out = {}
+  for _, item in ipairs(list) do
+    out[#out + 1] = convert(item)
+  end
+  return #out > 0 and out or nil
+end
+
+-- Our own members come last: where the data file would be looked for.
+local function data_file_members(image, members)
+  if not image.external_data then
+    return
+  end
+  members["data-file"] = image.data_file
+  members["data-file-raw"] = image.data_file_raw or false
+  if image.data_file then
+    members["data-file-path"] = images.resolve(image.path, image.data_file)
+  else
+    members["data-file-note"] = "the image does not name the file that holds its data"
+  end
+end
+
+local function specific_object(image)
+  local members = {
+    compat = image.version == 2 and "0.10" or "1.1",
+    ["compression-type"] = image.compression_type,
+    ["refcount-bits"] = image.refcount_bits,
+    encrypt = image.encryption and json.object("format", { format = image.encryption }),
+  }
+  if image.version >= 3 then
+    members["lazy-refcounts"] = image.lazy_refcounts or false
+    members.corrupt = image.corrupt or false
+    members["extended-l2"] = image.extended_l2 or false
+    members.bitmaps = map_list(image.bitmaps, bitmap_object)
+    data_file_members(image, members)
+  end
+  return json.object("type data", { type = "qcow2", data = json.object(SPECIFIC, members) })
+end
+
+local function file_object(image)
+  local empty = json.object("", {})
+  return json.object(NODE, {
+    children = {},
+    ["virtual-size"] = round_up(image.file_length, 512),
+    filename = image.path,
+    format = "file",
+    ["actual-size"] = image.disk_size,
+    ["format-specific"] = json.object("type data", { type = "file", data = empty }),
+    ["dirty-flag"] = false,
+  })
+end
+
+local function node_object(image)
+  local file = file_object(image)
+  local members = {
+    children = { json.object("name info", { name = "file", info = file }) },
+    ["virtual-size"] = image.size,
+    filename = image.path,
+    format = image.format,
+    ["actual-size"] = image.disk_size,
+    ["dirty-flag"] = image.dirty or false,
+  }
+  if image.format == "qcow2" then
+    members["cluster-size"] = image.cluster_size
+    members.encrypted = image.encryption and true or nil
+    members["format-specific"] = specific_object(image)
+    members.snapshots = map_list(image.snapshots, snapshot_object)
+    if image.backing_file then
+      members["backing-filename"] = image.backing_file
+      members["full-backing-filename"] = images.resolve(image.path, image.backing_file)
+      members["backing-filename-format"] = image.backing_format
+    end
+  else
+    members["format-specific"] = file.members["format-specific"]
+  end
+  return json.object(NODE, members)
+end
+
+-- Members of an object or items of a list, one a line; QEMU shows dashes in names as spaces.
+local function print_specific(context, value, indent)
+  local function line(label, item)
+    local composite = type(item) == "table"
+    context:write(indent, label, composite and ":\n" or ": ")
+    if composite then
+      print_specific(context, item, indent .. "    ")
+    else
+      context:write(type(item) == "string" and text.escape(item) or tostring(item), "\n")
+    end
+  end
+  if json.is_object(value) then
+    for name, item in json.members(value) do
+      line(name:gsub("-", " "), item)
+    end
+  else
+    for index, item in ipairs(value) do
+      line(("[%d]"):format(index - 1), item)
+    end
+  end
+end
+
+local function print_snapshots(context, snapshots, indent)
+  if #snapshots == 0 then
+    return
+  end
+  context:write(indent, "Snapshot list:\n", indent, text.snapshot_heads(), "\n")
+  for _, snapshot in ipairs(snapshots) do
+    context:write(indent, text.snapshot_line(snapshot), "\n")
+  end
+end
+
+local function print_backing(context, members, indent)
+  local name, path = members["backing-filename"], members["full-backing-filename"]
+  if not name then
+    return
+  end
+  context:write(indent, "backing file: ", text.escape(name))
+  if path ~= name then
+    context:write(" (actual path: ", text.escape(path), ")")
+  end
+  context:write("\n")
+  if members["backing-filename-format"] then
+    context:write(indent, "backing file format: ", text.escape(members["backing-filename-format"]), "\n")
+  end
+end
+
+local function print_node(context, node, snapshots, indent, protocol)
+  local members = node.members
+  local size = members["virtual-size"]
+  context:write(indent, protocol and "filename: " or "image: ", text.escape(members.filename), "\n")
+  context:write(indent, protocol and "protocol type: " or "file format: ", members.format, "\n")
+  context:write(indent, protocol and "file length: " or "virtual size: ",
+    ("%s (%d bytes)\n"):format(text.size(size), size))
+  context:write(indent, "disk size: ", text.size(members["actual-size"]), "\n")
+  if members.encrypted then
+    context:write(indent, "encrypted: yes\n")
+  end
+  if members["cluster-size"] then
+    context:write(indent, ("cluster_size: %d\n"):format(members["cluster-size"]))
+  end
+  if members["dirty-flag"] then
+    context:write(indent, "cleanly shut down: no\n")
+  end
+  print_backing(context, members, indent)
+  print_snapshots(context, snapshots, indent)
+  local data = members["format-specific"].members.data
+  if #data.names > 0 then
+    context:write(indent, "Format specific information:\n")
+    print_specific(context, data, indent .. "    ")
+  end
+  for _, child in ipairs(members.children) do
+    context:write(indent, ("Child node '/%s':\n"):format(child.members.name))
+    print_node(context, child.members.info, {}, indent .. "    ", true)
+  end
+end
+
+local function look_at(image)
+  return { object = node_object(image), snapshots = image.snapshots or {} }
+end
+
+-- The nodes to show, top first, each with its snapshots; nil and a message when one of the chain does not open.
+-- The library's walk down the chain says what may be opened; each image is then looked at by itself.
+local function collect(context, values)
+  local name = values.operands[1]
+  local image <close>, message = images.open(context, name,
+    { format = values.format, image_opts = values.image_opts, force_share = values.force_share })
+  if not image then
+    return nil, message
+  end
+  local nodes = { look_at(image) }
+  if not values.backing_chain then
+    return nodes
+  end
+  for depth, link in ipairs(image:chain()) do
+    if link.missing then
+      return nil, images.could_not_open(link.path or name, link.missing)
+    elseif depth > 1 then
+      local below <close>, why = images.open(context, link.path,
+        { format = link.format, force_share = values.force_share })
+      if not below then
+        return nil, why
+      end
+      nodes[depth] = look_at(below)
+    end
+  end
+  return nodes
+end
+
+local info = {
+  name = "info",
+  summary = "Display information about an image",
+  details = {
+    "Opens FILE and no file that it names, so that it is safe on images from anywhere and works when its backing "
+      .. "file or its data file is missing. --backing-chain goes on to the backing files.",
+  },
+  options = {
+    options.format,
+    options.image_opts,
+    { long = "backing-chain", help = "show the backing files too, from FILE down" },
+    options.force_share,
+    options.output,
+    options.object,
+  },
+  operands = { { name = "FILE", help = "the image" } },
+}
+
+function info.run(context, values)
+  if #values.operands ~= 1 then
+    return context:misused("Expecting one image file name")
+  end
+  local nodes, message = collect(context, values)
+  if not nodes then
+    return nil, message
+  end
+  if values.output == "json" then
+    local objects = {}
+    for index, node in ipairs(nodes) do
+      objects[index] = node.object
+    end
+    context:write(json.pretty(values.backing_chain and objects or objects[1]), "\n")
+    return 0
+  end
+  for index, node in ipairs(nodes) do
+    if index > 1 then
+      context:write("\n")
+    end
+    print_node(context, node.object, node.snapshots, "", false)
+  end
+  return 0
+end
+
+return info

@@ -1,0 +1,156 @@
+-- SPDX-License-Identifier: MIT
+-- `map`: which parts of the disk are backed by what, through the whole chain.
+local images = require("qcow2.cli.images")
+local options = require("qcow2.cli.options")
+local qcow2 = require("qcow2")
+local text = require("qcow2.cli.text")
+
+local map = {
+  name = "map",
+  summary = "List which parts of a disk are data, zeros or holes, and where they lie",
+  details = {
+    "The human form lists data only, with the place in the file that holds it; it cannot show compressed or "
+      .. "encrypted data, the JSON form can.",
+  },
+  options = {
+    options.format,
+    options.image_opts,
+    { short = "s", long = "start-offset", arg = "OFFSET", help = "begin at OFFSET, not at the disk's begin" },
+    { short = "l", long = "max-length", arg = "LENGTH", help = "list at most LENGTH bytes" },
+    options.force_share,
+    options.output,
+    options.object,
+  },
+  operands = { { name = "FILE", help = "the image" } },
+}
+
+-- One extent as QEMU's map names its properties.
+local function entry_of(extent, encrypted)
+  local kind = extent.kind
+  return {
+    start = extent.offset,
+    length = extent.length,
+    depth = extent.depth,
+    present = extent.present,
+    zero = kind == "zero" or kind == "unallocated",
+    data = kind == "data" or kind == "compressed",
+    compressed = kind == "compressed",
+    -- A compressed stream or a cipher text has no byte for each byte of the disk.
+    offset = not encrypted and kind ~= "compressed" and extent.host_offset or nil,
+    file = extent.file,
+  }
+end
+
+local function continues(last, next_entry)
+  return last.zero == next_entry.zero
+    and last.data == next_entry.data
+    and last.compressed == next_entry.compressed
+    and last.depth == next_entry.depth
+    and last.present == next_entry.present
+    and last.file == next_entry.file
+    and (last.offset and last.offset + last.length) == next_entry.offset
+end
+
+local function print_human(context, entry)
+  if not entry.data then
+    return true
+  elseif not entry.offset then
+    return nil, "File contains external, encrypted or compressed clusters."
+  end
+  context:write(("%#-16x%#-16x%#-16x%s\n"):format(entry.start, entry.length, entry.offset,
+    text.escape(entry.file or "")))
+  return true
+end
+
+local function print_json(context, entry, last)
+  context:write(('{ "start": %d, "length": %d, "depth": %d, "present": %s, "zero": %s, "data": %s, "compressed": %s')
+    :format(entry.start, entry.length, entry.depth, entry.present, entry.zero, entry.data, entry.compressed))
+  if entry.offset then
+    context:write((', "offset": %d'):format(entry.offset))
+  end
+  context:write(last and "}" or "},\n")
+  return true
+end
+
+local function size_option(name, value)
+  local bytes = qcow2.size(value)
+  if not bytes then
+    return nil, ("Invalid %s specified: '%s'"):format(name, text.escape(value))
+  end
+  return bytes
+end
+
+-- Prints the entries from `start` on, up to `length` bytes.
+local function list(context, image, start, length, print_entry)
+  local entry = { start = start, length = 0, depth = 0, present = false, zero = false, data = false,
+    compressed = false }
+  if length > 0 then
+    local next_extent = image:extents({ start = start, length = length })
+    while true do
+      -- The iterator raises what the world does.
+      local fine, extent = pcall(next_extent)
+      if not fine then
+        return nil, ("Could not read file metadata: %s"):format(extent)
+      elseif not extent then
+        break
+      end
+      local found = entry_of(extent, image.encryption)
+      if entry.length > 0 and continues(entry, found) then
+        entry.length = entry.length + found.length
+      else
+        if entry.length > 0 then
+          local printed, message = print_entry(context, entry, false)
+          if not printed then
+            return nil, message
+          end
+        end
+        entry = found
+      end
+    end
+  end
+  return print_entry(context, entry, true)
+end
+
+function map.run(context, values)
+  local message
+  local start, length = 0, nil
+  if values.start_offset then
+    start, message = size_option("start offset", values.start_offset)
+    if not start then
+      return nil, message
+    end
+  end
+  if values.max_length then
+    length, message = size_option("max length", values.max_length)
+    if not length then
+      return nil, message
+    end
+  end
+  if #values.operands ~= 1 then
+    return context:misused("Expecting one image file name")
+  end
+  local image <close>, why = images.open(context, values.operands[1],
+    { format = values.format, image_opts = values.image_opts, force_share = values.force_share })
+  if not image then
+    return nil, why
+  end
+  local rest = math.max(image.size - start, 0)
+  length = math.min(length or rest, rest)
+  local fine
+  if values.output == "json" then
+    context:write("[")
+    fine, message = list(context, image, start, length, print_json)
+    if fine then
+      context:write("]\n")
+    end
+  else
+    context:write(("%-16s%-16s%-16s%s\n"):format("Offset", "Length", "Mapped to", "File"))
+    fine, message = list(context, image, start, length, print_human)
+  end
+  if not fine then
+    return nil, message
+  end
+  return 0
+end
+
+return map

@@ -1,0 +1,188 @@
+-- SPDX-License-Identifier: MIT
+-- `shell`: a Lua prompt with an image in `img`. Without a terminal it runs what it reads and stops at the first
+-- mistake.
+local images = require("qcow2.cli.images")
+local options = require("qcow2.cli.options")
+local qcow2 = require("qcow2")
+local text = require("qcow2.cli.text")
+
+local MAX_ITEMS = 40
+local MAX_DEPTH = 3
+
+local shell = {
+  name = "shell",
+  summary = "Open a Lua prompt with an image in `img`",
+  details = {
+    "What a line yields is printed. `img` is the image, `qcow2` the library. Lines that are not complete go on with "
+      .. "the next one. Read from a file or a pipe, the first mistake ends it with exit code 1.",
+  },
+  options = {
+    options.format,
+    options.image_opts,
+    options.force_share,
+    { short = "e", long = "eval", arg = "CODE", many = true, help = "run CODE and do not read from the input" },
+    options.object,
+  },
+  operands = { { name = "FILE", usage = "[FILE]", help = "the image" } },
+}
+
+local show
+
+local function show_table(value, depth, indent)
+  local lines, inner = {}, indent .. "  "
+  local names = {}
+  for name in pairs(value) do
+    if math.type(name) ~= "integer" or name < 1 or name > #value then
+      names[#names + 1] = name
+    end
+  end
+  table.sort(names, function(a, b)
+    return tostring(a) < tostring(b)
+  end)
+  for index = 1, math.min(#value, MAX_ITEMS) do
+    lines[#lines + 1] = inner .. show(value[index], depth - 1, inner)
+  end
+  for index = 1, math.min(#names, MAX_ITEMS) do
+    local name = names[index]
+    local label = type(name) == "string" and text.escape(name) or ("[%s]"):format(tostring(name))
+    lines[#lines + 1] = ("%s%s = %s"):format(inner, label, show(value[name], depth - 1, inner))
+  end
+  local more = math.max(#value - MAX_ITEMS, 0) + math.max(#names - MAX_ITEMS, 0)
+  if more > 0 then
+    lines[#lines + 1] = ("%s... %d more"):format(inner, more)
+  end
+  if #lines == 0 then
+    return "{}"
+  end
+  return ("{\n%s\n%s}"):format(table.concat(lines, "\n"), indent)
+end
+
+-- A value for people: strings in quotes, integers as they are, tables unfolded a few levels deep.
+function show(value, depth, indent)
+  if type(value) == "string" then
+    return '"' .. text.escape(value:gsub('["\\]', "\\%0")) .. '"'
+  elseif type(value) == "table" then
+    local meta = getmetatable(value)
+    if type(meta) == "table" and meta.__tostring then
+      return tostring(value)
+    end
+    return depth == 0 and "{...}" or show_table(value, depth, indent)
+  end
+  return tostring(value)
+end
+
+-- Offsets are easier to place in hexadecimal.
+local function show_result(value)
+  if math.type(value) == "integer" and value >= 4096 then
+    return ("%d (0x%x)"):format(value, value)
+  end
+  return show(value, MAX_DEPTH, "")
+end
+
+-- Compiles an expression or statements; the third result says that more lines may complete it.
+local function compile(code, name, environment)
+  local chunk = load("return " .. code, name, "t", environment)
+  if chunk then
+    return chunk
+  end
+  local message
+  chunk, message = load(code, name, "t", environment)
+  return chunk, message, message and message:find("<eof>", -5, true) ~= nil
+end
+
+local function position_of(message)
+  return type(message) == "string" and text.escape(message) or tostring(message)
+end
+
+-- Runs a chunk and prints what it yields. false after a mistake, which has been reported.
+local function run_chunk(context, chunk)
+  local results = table.pack(xpcall(chunk, function(raised)
+    if tostring(raised):find("interrupted!", 1, true) then
+      return "interrupted"
+    end
+    return position_of(raised)
+  end))
+  if not results[1] then
+    io.stdout:flush()
+    context:report(results[2])
+    return false
+  end
+  for index = 2, results.n do
+    context:write(show_result(results[index]), index < results.n and "\t" or "\n")
+  end
+  io.stdout:flush()
+  return true
+end
+
+local function read_chunks(context, environment, interactive)
+  local number = 0
+  local function ask(prompt)
+    if interactive then
+      context:write(prompt)
+      io.stdout:flush()
+    end
+    return io.read("L")
+  end
+  while true do
+    local line = ask("qcow2> ")
+    if not line then
+      break
+    end
+    number = number + 1
+    local code, name = line, ("=line %d"):format(number)
+    local chunk, message, incomplete = compile(code, name, environment)
+    while not chunk and incomplete do
+      line = ask("    >> ")
+      if not line then
+        break
+      end
+      number = number + 1
+      code = code .. line
+      chunk, message, incomplete = compile(code, name, environment)
+    end
+    if not chunk then
+      context:report(position_of(message))
+    end
+    if not (chunk and run_chunk(context, chunk)) and not interactive then
+      return 1
+    end
+  end
+  if interactive then
+    context:write("\n")
+  end
+  return 0
+end
+
+function shell.run(context, values)
+  if #values.operands > 1 then
+    return context:misused("Expecting one image file name")
+  end
+  local image, message
+  if values.operands[1] then
+    image, message = images.open(context, values.operands[1],
+      { format = values.format, image_opts = values.image_opts, force_share = values.force_share })
+    if not image then
+      return nil, message
+    end
+  end
+  local _ <close> = image
+  local environment = setmetatable({ qcow2 = qcow2, img = image }, { __index = _G })
+  if values.eval then
+    for index, code in ipairs(values.eval) do
+      local chunk, why = compile(code, ("=eval %d"):format(index), environment)
+      if not chunk then
+        return nil, position_of(why)
+      elseif not run_chunk(context, chunk) then
+        return 1
+      end
+    end
+    return 0
+  end
+  local interactive = context:is_terminal(0)
+  if interactive and image then
+    context:write(tostring(image), "\n")
+  end
+  return read_chunks(context, environment, interactive)
+end
+
+return shell
