@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- What one run of a command knows: the name it was called by, where its words go, the secrets and the reference
 -- policy that the command line gave.
+local core = require("qcow2.core")
 
 ---@class qcow2.cli.context
 ---@field name string            the program's name, before every message
@@ -58,12 +59,11 @@ function context:misused(message)
   return 1
 end
 
----Is this file descriptor a terminal? Lua cannot ask, so test(1) does; called only where the answer changes what
----a person sees.
+---Is this file descriptor a terminal?
 ---@param descriptor integer
 ---@return boolean
 function context:is_terminal(descriptor) -- luacheck: no self
-  return os.execute(("test -t %d"):format(descriptor)) == true
+  return core.isatty(descriptor)
 end
 
 return context

@@ -19,10 +19,10 @@ local function find_long(options, name)
   local found, several
   for _, option in ipairs(options) do
     for _, long in ipairs({ option.long, table.unpack(option.hidden or {}) }) do
-      if long == name then
+      -- Spellings of one letter are short options.
+      if long == name and #long > 1 then
         return option
-      end
-      if #long > 1 and long:sub(1, #name) == name then
+      elseif #long > 1 and long:sub(1, #name) == name then
         several = several or (found and found ~= option)
         found = option
       end

@@ -138,38 +138,46 @@ local function take_references(context, node, opening)
   return true
 end
 
-function open_node(context, node, asked)
-  local driver, path, message = node.values.driver, nil, nil
-  local opening = { mode = asked.mode, snapshot = asked.snapshot, force_share = asked.force_share }
+-- The path and the format of a node: of a protocol node itself, else of its child "file".
+local function place_of(node)
+  local driver = node.values.driver
   if driver == "file" or driver == "host_device" then
-    path, message = path_of({ values = { filename = node.values.filename }, children = {} }, "file")
+    local filename = node.values.filename
     node.values.filename = nil
-    opening.format = "raw"
-  else
-    if driver and not FORMATS[driver] then
-      return nil, ("Unknown driver '%s'"):format(driver)
-    end
-    path, message = path_of(node.children.file, "file")
-    opening.format = driver
+    local path, message = path_of({ values = { filename = filename }, children = {} }, "file")
+    return path, path and "raw" or message
+  elseif driver and not FORMATS[driver] then
+    return nil, ("Unknown driver '%s'"):format(driver)
   end
+  local path, message = path_of(node.children.file, "file")
+  return path, path and driver or message
+end
+
+function open_node(context, node, asked)
+  local path, format = place_of(node)
   if not path then
-    return nil, message
+    return nil, format
   end
   node.values.driver = nil
-  local force_share, why = switch(node, "force-share")
-  if why then
-    return nil, why
+  local force_share, message = switch(node, "force-share")
+  if not message then
+    local _
+    _, message = switch(node, "read-only")
   end
-  local _, read_only_message = switch(node, "read-only")
-  if read_only_message then
-    return nil, read_only_message
+  if message then
+    return nil, message
   end
-  opening.force_share = opening.force_share or force_share or nil
-  opening.references = references(context, path)
+  local opening = {
+    format = format,
+    mode = asked.mode,
+    snapshot = asked.snapshot,
+    force_share = asked.force_share or force_share or nil,
+    references = references(context, path),
+  }
   local fine
   fine, message = take_references(context, node, opening)
   if fine then
-    fine, message = no_more(node, driver or "qcow2")
+    fine, message = no_more(node, format or "qcow2")
   end
   if not fine then
     return nil, message
@@ -198,7 +206,8 @@ function images.open(context, name, asked)
     local entries = optlist.parse(name, "file")
     for _, entry in ipairs(entries) do
       if entry.key == "file" then
-        return nil, images.could_not_open(name, ("Cannot find device='%s' nor node-name='%s'"):format(entry.value, entry.value))
+        local node = entry.value
+        return nil, images.could_not_open(name, ("Cannot find device='%s' nor node-name='%s'"):format(node, node))
       end
     end
     local image, message, kind = open_node(context, tree_of(entries), asked)

@@ -3,22 +3,13 @@
 --
 -- A *structure* is a header or a table: `name`, `offset`, `length`, and rows. A *row* is one field or a run of alike
 -- entries: `offset`, `length`, `name`, `meaning`, and `value` where that is a number or a text.
+local core = require("qcow2.core")
 local images = require("qcow2.cli.images")
 local json = require("qcow2.cli.json")
 local options = require("qcow2.cli.options")
 local text = require("qcow2.cli.text")
 
 local SHOWN_BYTES = 16
-
--- Places and widths of the header's fields (specification, "Header").
-local HEADER = {
-  { "magic", 0, 4 }, { "version", 4, 4 }, { "backing_file_offset", 8, 8 }, { "backing_file_size", 16, 4 },
-  { "cluster_bits", 20, 4 }, { "size", 24, 8 }, { "crypt_method", 32, 4 }, { "l1_size", 36, 4 },
-  { "l1_table_offset", 40, 8 }, { "refcount_table_offset", 48, 8 }, { "refcount_table_clusters", 56, 4 },
-  { "nb_snapshots", 60, 4 }, { "snapshots_offset", 64, 8 }, { "incompatible_features", 72, 8 },
-  { "compatible_features", 80, 8 }, { "autoclear_features", 88, 8 }, { "refcount_order", 96, 4 },
-  { "header_length", 100, 4 }, { "compression_type", 104, 1 },
-}
 
 local function hex(value)
   return ("0x%x"):format(value)
@@ -83,8 +74,8 @@ local function header_structure(image)
   local header = image.header
   local length = image.version == 2 and 72 or header.header_length
   local rows = {}
-  for _, field in ipairs(HEADER) do
-    local name, offset, width = table.unpack(field)
+  for _, field in ipairs(core.header_fields) do
+    local name, offset, width = field.name, field.offset, field.bits // 8
     local value = header[name]
     if offset + width <= length then
       local meaning = MEANINGS[name] and MEANINGS[name](image, value) or hex(value)
