@@ -9,7 +9,7 @@
  * already refused lengths of zero and above Q2_CODEC_MAX. */
 struct q2_backend {
 	const char *library; /* with its version */
-	int (*new)(struct q2_codec **out, struct qcow2_error *err);
+	int (*create)(struct q2_codec **out, struct qcow2_error *err);
 	void (*free)(struct q2_codec *codec);
 	int (*expand)(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_length,
 		      struct qcow2_error *err);

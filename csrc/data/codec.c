@@ -39,7 +39,7 @@ int q2_codec_new(int compression, struct q2_codec **out, struct qcow2_error *err
 		return q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
 				    "compression type %s is unsupported, built without %s",
 				    types[compression].name, types[compression].library);
-	return types[compression].backend->new(out, err);
+	return types[compression].backend->create(out, err);
 }
 
 void q2_codec_free(struct q2_codec *codec)

@@ -9,9 +9,10 @@
  *
  * libdeflate wants the stream's end mark within the output. A stream that fills the cluster and goes on, or
  * has no end mark, is legal here: whatever libdeflate refuses is given to zlib, whose answer is final. So
- * every stream that zlib takes is taken, with the same bytes. The reverse is not quite so: libdeflate also
- * lets pass a few code words that RFC 1951 reserves (length symbols 286 and 287, distance symbols 30 and 31,
- * the unused word of an incomplete code). The fuzz target codec_deflate holds both statements. */
+ * every stream that zlib takes is taken, with the same bytes. The reverse is not quite so: libdeflate lets
+ * some faults in a block's code pass (reserved length and distance symbols, unused words of an incomplete
+ * code, a run of code lengths that is too long), which no compressor produces; they decode to something,
+ * within bounds. The fuzz target codec_deflate holds both statements. */
 #include "base/mem.h"
 #include "data/backend.h"
 
@@ -179,9 +180,9 @@ static int deflate_compress(struct q2_codec *codec, const void *in, size_t in_le
 {
 	struct deflate_codec *d = (struct deflate_codec *)codec;
 	z_stream *s = &d->deflate;
-	int status = d->deflate_ready ? deflateReset(s)
-				      : deflateInit2(s, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -12, 9,
-						     Z_DEFAULT_STRATEGY);
+	int status = d->deflate_ready
+			     ? deflateReset(s)
+			     : deflateInit2(s, Z_DEFAULT_COMPRESSION, Z_DEFLATED, -12, 9, Z_DEFAULT_STRATEGY);
 
 	if (status != Z_OK)
 		return zlib_error(err, "deflate", status);
@@ -206,7 +207,7 @@ const struct q2_backend q2_deflate_backend = {
 #else
 	.library = "zlib " ZLIB_VERSION,
 #endif
-	.new = deflate_new,
+	.create = deflate_new,
 	.free = deflate_free,
 	.expand = deflate_expand,
 	.compress = deflate_compress,

@@ -15,6 +15,10 @@
  * writer's window does. */
 #define WINDOW_LOG_MAX 23
 
+/* A frame's first four bytes, little-endian; the low four bits of a skippable frame's are free. */
+#define MAGIC 0xfd2fb528u
+#define MAGIC_SKIPPABLE 0x184d2a50u
+
 struct zstd_codec {
 	struct q2_codec codec;
 	ZSTD_DCtx *decoder; /* both made at first use: a reader never pays for a compressor */
@@ -57,25 +61,42 @@ static int get_decoder(struct zstd_codec *z, struct qcow2_error *err)
 	return 0;
 }
 
+/* Frames of RFC 8878 only: many builds of libzstd still carry decoders for the formats of 2015 and 2016,
+ * which no qcow2 writer ever used and nobody hardens. */
+static bool is_frame(const void *in, size_t in_length)
+{
+	const uint8_t *p = in;
+
+	if (in_length < 4)
+		return false;
+	uint32_t magic = p[0] | p[1] << 8 | p[2] << 16 | (uint32_t)p[3] << 24;
+	return magic == MAGIC || (magic & ~0xfu) == MAGIC_SKIPPABLE;
+}
+
 /* The rare shapes: several frames in a row, skippable frames, a frame cut off behind the last byte
  * wanted, a frame that goes on. Stops when the cluster is full. */
-static int expand_stream(struct zstd_codec *z, const void *in, size_t in_length, void *out,
-			 size_t out_length, struct qcow2_error *err)
+static int expand_stream(struct zstd_codec *z, const void *in, size_t in_length, void *out, size_t out_length,
+			 struct qcow2_error *err)
 {
 	ZSTD_inBuffer source = {in, in_length, 0};
 	ZSTD_outBuffer target = {out, out_length, 0};
+	size_t status = 0; /* 0: the next byte begins a frame */
 
 	ZSTD_DCtx_reset(z->decoder, ZSTD_reset_session_only);
 	while (target.pos < target.size) {
 		size_t in_before = source.pos, out_before = target.pos;
-		size_t status = ZSTD_decompressStream(z->decoder, &target, &source);
 
+		if (status == 0 && !is_frame((const uint8_t *)in + source.pos, in_length - source.pos))
+			return q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET,
+					    "no zstd frame begins after %zu of %zu bytes", target.pos,
+					    out_length);
+		status = ZSTD_decompressStream(z->decoder, &target, &source);
 		if (ZSTD_isError(status)) {
 			if (ZSTD_getErrorCode(status) == ZSTD_error_memory_allocation)
 				return q2_error_nomem(err);
 			return q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET,
-					    "the zstd stream is damaged after %zu of %zu bytes: %s", target.pos,
-					    out_length, ZSTD_getErrorName(status));
+					    "the zstd stream is damaged after %zu of %zu bytes: %s",
+					    target.pos, out_length, ZSTD_getErrorName(status));
 		}
 		if (source.pos == in_before && target.pos == out_before)
 			return q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET,
@@ -85,8 +106,8 @@ static int expand_stream(struct zstd_codec *z, const void *in, size_t in_length,
 	return 0;
 }
 
-static int zstd_expand(struct q2_codec *codec, const void *in, size_t in_length, void *out,
-		       size_t out_length, struct qcow2_error *err)
+static int zstd_expand(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_length,
+		       struct qcow2_error *err)
 {
 	struct zstd_codec *z = (struct zstd_codec *)codec;
 	int rc = get_decoder(z, err);
@@ -96,15 +117,15 @@ static int zstd_expand(struct q2_codec *codec, const void *in, size_t in_length,
 
 	/* One whole frame of one whole cluster, as every writer makes it, goes straight into `out`: that
 	 * copies nothing through a window and allocates none, whatever window the frame claims. */
-	size_t frame = ZSTD_findFrameCompressedSize(in, in_length);
-	if (!ZSTD_isError(frame) &&
+	size_t frame = is_frame(in, in_length) ? ZSTD_findFrameCompressedSize(in, in_length) : 0;
+	if (frame && !ZSTD_isError(frame) &&
 	    ZSTD_decompressDCtx(z->decoder, out, out_length, in, frame) == out_length)
 		return 0;
 	return expand_stream(z, in, in_length, out, out_length, err);
 }
 
-static int zstd_compress(struct q2_codec *codec, const void *in, size_t in_length, void *out,
-			 size_t out_room, size_t *used, struct qcow2_error *err)
+static int zstd_compress(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_room,
+			 size_t *used, struct qcow2_error *err)
 {
 	struct zstd_codec *z = (struct zstd_codec *)codec;
 
@@ -132,7 +153,7 @@ static int zstd_compress(struct q2_codec *codec, const void *in, size_t in_lengt
 
 const struct q2_backend q2_zstd_backend = {
 	.library = "libzstd " ZSTD_VERSION_STRING,
-	.new = zstd_new,
+	.create = zstd_new,
 	.free = zstd_free,
 	.expand = zstd_expand,
 	.compress = zstd_compress,
