@@ -383,7 +383,30 @@ data_file("a data file with guest cluster 0 written", { size = MIB }, { guest_ze
 data_file("a data file cut short", { size = 2 * MIB }, { truncate = MIB + 1000 })
 data_file("a data file that is too long", { size = 2 * MIB, data_file_raw = true }, { longer = 300000 })
 
---- The recipes of a group ("options" "sizes" "odd" "chains" "snapshots" "bitmaps" "data_files"), or all.
+-- Encrypted images: image.secret is the passphrase, image.object the words that give it to QEMU's tools.
+
+for _, case in ipairs { { "aes", {} }, { "luks", { ["encrypt.iter-time"] = 10 } },
+  { "aes", { cluster_size = 512, compat = "0.10" } } }
+do
+  local options = case[2]
+  options["encrypt.format"], options["encrypt.key-secret"] = case[1], "s"
+  recipe("encrypted", qemu.option_list(options), function(image, rng)
+    local size = 2 * MIB
+    image.secret, image.object, image.size = "open sesame", { "--object", "secret,id=s,data=open sesame" }, size
+    sh.check { "qemu-img", "create", "-q", image.object[1], image.object[2], "-f", "qcow2", "-o",
+      qemu.option_list(options), image.path, tostring(size) }
+    image.qemu = ("driver=qcow2,encrypt.key-secret=s,file.filename=%s"):format(image.path)
+    image.qemu_options = { image_opts = true }
+    local words = { "qemu-io", "-t", "unsafe", image.object[1], image.object[2], "--image-opts", image.qemu }
+    for _, command in ipairs(commands(rng, size, { cluster = options.cluster_size, compress = false })) do
+      words[#words + 1], words[#words + 2] = "-c", command
+    end
+    sh.check(words, { cwd = image.dir })
+  end, { encryption = case[1] })
+end
+
+--- The recipes of a group ("options" "sizes" "odd" "chains" "snapshots" "bitmaps" "data_files" "encrypted"),
+-- or all.
 function fixtures.of(group)
   local list = {}
   for _, item in ipairs(recipes) do
