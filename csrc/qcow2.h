@@ -57,6 +57,10 @@ struct qcow2_error {
 /* The word for a code ("io", "corrupt", ...), "none" for 0, never NULL. */
 const char *qcow2_error_word(int code);
 
+/* What decodes and encodes a compression type in this build (0 deflate, 1 zstd): "libdeflate 1.14",
+ * "zlib 1.2.13", ...; NULL when it was built without. */
+const char *qcow2_codec_backend(int compression);
+
 /* ---- stores: bytes with an address -------------------------------------------------------- */
 
 struct qcow2_store;
@@ -273,6 +277,17 @@ int qcow2_image_l1_entry(struct qcow2_image *image, uint64_t index, uint64_t *ra
 /* gives: *host_offset = where the entry lies in the file, 0 when there is no L2 table (words are 0). */
 int qcow2_image_l2_entry(struct qcow2_image *image, uint64_t l1_index, uint64_t l2_index, uint64_t *raw,
 			 uint64_t *bitmap, uint64_t *host_offset, struct qcow2_error *err);
+/* What an L2 entry means, without judging whether its offsets are possible. */
+struct qcow2_l2_entry {
+	const char *kind; /* "data", "zero", "unallocated", "compressed", "mixed" (subclusters differ), "invalid" */
+	bool has_host, copied;
+	uint64_t host_offset;          /* the cluster, or the first byte of the compressed stream */
+	uint32_t host_length;          /* compressed: bytes of the sectors */
+	uint32_t allocated, zero;      /* subcluster bits; bit 0 alone without extended L2 */
+	uint64_t reserved;             /* reserved bits that are set */
+};
+void qcow2_image_l2_decode(const struct qcow2_image *image, uint64_t raw, uint64_t bitmap,
+			   struct qcow2_l2_entry *out);
 int qcow2_image_reftable_entry(struct qcow2_image *image, uint64_t index, uint64_t *raw,
 			       struct qcow2_error *err);
 /* Reference count of host cluster number `cluster`. */

@@ -1,16 +1,81 @@
 /* SPDX-License-Identifier: MIT
- * The Lua module `qcow2.core`: what require gets. */
-#include "qcow2.h"
+ * The C module qcow2.core: the classes, and what this build can do. Policy and sugar are in lua/qcow2. */
+#include "bind/bind.h"
 
-#include <lauxlib.h>
-#include <lua.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
 
-int luaopen_qcow2_core(lua_State *L);
+__attribute__((visibility("default"))) int luaopen_qcow2_core(lua_State *L);
+
+/* What serves each optional part of this build: "libdeflate 1.14", or false. */
+static void push_features(lua_State *L)
+{
+	static const struct {
+		const char *name;
+		int compression;
+	} codecs[] = {{"deflate", 0}, {"zstd", 1}};
+	lua_newtable(L);
+	for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++) {
+		const char *backend = qcow2_codec_backend(codecs[i].compression);
+		if (backend)
+			lua_pushstring(L, backend);
+		else
+			lua_pushboolean(L, 0);
+		lua_setfield(L, -2, codecs[i].name);
+	}
+	/* Encrypted images open for inspection only. */
+	q2_bind_set_boolean(L, "crypto", false);
+}
+
+/* core.realpath(path) -> the path without links and dots, or nil, message, kind, errno */
+static int l_realpath(lua_State *L)
+{
+	const char *path = luaL_checkstring(L, 1);
+	char *real = realpath(path, NULL);
+	if (!real) {
+		int os_errno = errno;
+		lua_pushnil(L);
+		lua_pushfstring(L, "%s: %s", path, strerror(os_errno));
+		lua_pushstring(L, os_errno == ENOENT || os_errno == ENOTDIR ? "missing"
+				  : os_errno == EACCES                      ? "denied"
+									    : "io");
+		lua_pushinteger(L, os_errno);
+		return 4;
+	}
+	lua_pushstring(L, real);
+	free(real);
+	return 1;
+}
+
+/* core.isatty(descriptor) */
+static int l_isatty(lua_State *L)
+{
+	lua_pushboolean(L, isatty((int)luaL_checkinteger(L, 1)));
+	return 1;
+}
 
 int luaopen_qcow2_core(lua_State *L)
 {
+	static const luaL_Reg functions[] = {{"realpath", l_realpath}, {"isatty", l_isatty}, {NULL, NULL}};
+	static const char *const classes[] = {"store", "image", NULL};
 	lua_newtable(L);
 	lua_pushliteral(L, QCOW2_VERSION);
 	lua_setfield(L, -2, "_VERSION");
+	luaL_setfuncs(L, functions, 0);
+	q2_bind_open_store(L);
+	q2_bind_open_image(L);
+	q2_bind_open_tables(L);
+	push_features(L);
+	lua_setfield(L, -2, "features");
+	/* The metatables, for lua/qcow2 to dress. */
+	lua_newtable(L);
+	for (const char *const *name = classes; *name; name++) {
+		lua_pushfstring(L, "qcow2.%s", *name);
+		lua_rawget(L, LUA_REGISTRYINDEX);
+		lua_setfield(L, -2, *name);
+	}
+	lua_setfield(L, -2, "classes");
 	return 1;
 }

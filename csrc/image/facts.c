@@ -2,10 +2,16 @@
  * What an image says of itself: header, names, extensions, features, table entries. */
 #include "base/be.h"
 #include "base/mem.h"
+#include "data/codec.h"
 #include "image/image.h"
 
 #include <inttypes.h>
 #include <string.h>
+
+const char *qcow2_codec_backend(int compression)
+{
+	return q2_codec_backend(compression);
+}
 
 const struct qcow2_header *qcow2_image_header(const struct qcow2_image *image)
 {
@@ -152,6 +158,34 @@ int qcow2_image_l2_entry(struct qcow2_image *image, uint64_t l1_index, uint64_t 
 		return q2_image_blame(image, rc, err);
 	*host_offset = at.v;
 	return 0;
+}
+
+void qcow2_image_l2_decode(const struct qcow2_image *image, uint64_t raw, uint64_t bitmap,
+			   struct qcow2_l2_entry *out)
+{
+	static const char *const kinds[] = {
+		[Q2_SUB_UNALLOCATED] = "unallocated", [Q2_SUB_ZERO] = "zero",       [Q2_SUB_DATA] = "data",
+		[Q2_SUB_COMPRESSED] = "compressed",   [Q2_SUB_INVALID] = "invalid",
+	};
+	const struct q2_geometry *g = &image->meta.geo;
+	*out = (struct qcow2_l2_entry){.kind = kinds[Q2_SUB_UNALLOCATED]};
+	if (image->raw)
+		return;
+	struct q2_entry e = q2_entry_decode(g, raw, bitmap);
+	*out = (struct qcow2_l2_entry){
+		.kind = kinds[q2_entry_sub(&e, 0)],
+		.has_host = e.has_host,
+		.copied = raw & Q2_COPIED,
+		.host_offset = e.host.v,
+		.host_length = e.host_length,
+		.allocated = e.alloc,
+		.zero = e.zero,
+		/* Bit 0 is the zero flag of standard entries only. */
+		.reserved = e.compressed ? 0 : raw & (Q2_L2_RESERVED | (g->extended_l2 ? Q2_ZERO : 0)),
+	};
+	for (unsigned i = 1; i < g->subclusters; i++)
+		if (q2_entry_sub(&e, i) != q2_entry_sub(&e, 0))
+			out->kind = "mixed";
 }
 
 int qcow2_image_reftable_entry(struct qcow2_image *image, uint64_t index, uint64_t *raw,

@@ -1,5 +1,17 @@
 -- SPDX-License-Identifier: MIT
--- The library as users require it.
+-- The library as users require it: opening images and the operations on whole disks.
 local core = require("qcow2.core")
+local image = require("qcow2.image")
+local size = require("qcow2.size")
 
-return { _VERSION = core._VERSION }
+local qcow2 = {
+  _VERSION = core._VERSION,
+  features = core.features,
+  open = image.open,
+  probe = image.probe,
+  size = size.parse,
+  -- Class name -> table of methods, for those who list or extend them.
+  _classes = { image = image.methods, bitmap = image.bitmap_methods },
+}
+
+return qcow2

@@ -112,6 +112,8 @@ function job:cancel() end
 ---@field kind "data"|"zero"|"unallocated"|"compressed"
 ---@field depth integer         0: this image, 1: its backing file, ...
 ---@field present boolean       allocated in some layer of the chain
+---@field hole? boolean         kind "zero" because the host has a hole where the tables say data
+---@field copied? boolean       belongs to no snapshot
 ---@field file? string          name of the file that holds it
 ---@field host_offset? integer  where in that file (data; zero clusters with space kept; compressed: the stream)
 ---@field host_length? integer  compressed: bytes of the stream's sectors
@@ -137,6 +139,10 @@ function job:cancel() end
 ---@field external_data? boolean  incompatible feature bit 2
 ---@field backing_file? string   stored name
 ---@field backing_format? string stored format
+---@field backing_path? string   where the stored backing name leads (nothing is opened)
+---@field data_file_path? string where the external data file is looked for
+---@field data_path? string      the external data file that was opened, once it was needed
+---@field preallocated boolean   the file occupies clearly less than its metadata says is allocated
 ---@field disk_size integer      bytes the host spends on the file
 ---@field file_length integer
 ---@field header qcow2.header
@@ -158,8 +164,10 @@ local image = {}
 ---@return integer? errno
 function image:read(offset, length) end
 
----Iterates the disk as maximal runs, through the whole chain unless `depth` says how many layers.
----@param options? {start?:qcow2.size, length?:qcow2.size, depth?:integer, raw_zeros?:boolean}
+---Iterates the disk as maximal runs through the whole chain; with `layer` this image only ("unallocated" then
+---stands for "ask the backing file"). The host is asked for holes in raw and external data files always, in
+---qcow2 files when `holes` is true (default: when the file was preallocated).
+---@param options? {start?:qcow2.size, length?:qcow2.size, layer?:boolean, holes?:boolean}
 ---@return fun():qcow2.extent?
 function image:extents(options) end
 

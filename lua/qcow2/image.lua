@@ -1,0 +1,545 @@
+-- SPDX-License-Identifier: MIT
+-- Image objects: opening by policy, properties, reading, extents. The core's handle is the object; this file
+-- dresses its class.
+--
+-- Each image has a state table (the handle's user value): path, mode, open options, parents (the identities
+-- above it in its chain). What an image names is attached when it is first needed: the core answers "missing",
+-- then attach() runs once and the call is repeated.
+local core = require("qcow2.core")
+local explain = require("qcow2.explain")
+local options = require("qcow2.options")
+local references = require("qcow2.references")
+local size = require("qcow2.size")
+local tables = require("qcow2.tables")
+
+local image = {}
+
+local class = core.classes.image
+local raw = class.__index -- the core's methods
+local methods = {}
+local properties = {}
+
+local function state_of(self)
+  return debug.getuservalue(self, 1) or {}
+end
+
+-- ---- opening -------------------------------------------------------------------------------
+
+local open_options = {
+  mode = { "r", "rw" },
+  format = { "qcow2", "raw" },
+  references = "string|table|function",
+  data_file = "string|boolean",
+  backing = "string|userdata|boolean",
+  backing_format = { "qcow2", "raw" },
+  snapshot = "string",
+  force_share = "boolean",
+}
+
+local function check_open_options(given)
+  local o = options.check(given, open_options)
+  if type(o.references) == "string" and o.references ~= "beside" and o.references ~= "none" and o.references ~= "any"
+  then
+    error("option 'references' must be \"beside\", \"none\", \"any\", a list of directories or a function", 3)
+  end
+  if o.data_file == true or o.backing == true then
+    error("options 'data_file' and 'backing' are a path or false", 3)
+  end
+  if o.mode == "rw" and (o.force_share or o.snapshot) then
+    error("mode \"rw\" excludes force_share and snapshot", 3)
+  end
+  return o
+end
+
+-- Opens one file as an image, attaching nothing. `probed` answers whether the format was a guess.
+local function open_one(path, mode, format, store_flags)
+  local store, message, kind, errno = core.store_file(path, store_flags)
+  if not store then
+    return nil, message, kind, errno
+  end
+  local probed = format == nil
+  if probed then
+    format, message, kind, errno = core.image_probe(store)
+    if not format then
+      return nil, message, kind, errno
+    end
+    if format == "raw" and mode == "rw" then
+      return nil, ("'%s' was taken for raw by probing; name its format to write to it"):format(path), "conflict"
+    end
+  end
+  local self
+  self, message, kind, errno = core.image_open(store, format)
+  store:close()
+  if not self then
+    return nil, ("Could not open '%s': %s"):format(references.escape(path), message), kind, errno
+  end
+  local state = { path = path, mode = mode, format = format, probed = probed, parents = {} }
+  debug.setuservalue(self, state, 1)
+  return self, state
+end
+
+function image.open(path, given)
+  if type(path) ~= "string" then
+    error("path must be a string, not " .. type(path), 2)
+  end
+  local o = check_open_options(given)
+  local mode = o.mode or "r"
+  local self, state, kind, errno = open_one(path, mode, o.format,
+    { write = mode == "rw", force_share = o.force_share })
+  if not self then
+    return nil, state, kind, errno
+  end
+  state.references = o.references
+  state.data_file = o.data_file
+  state.backing = o.backing
+  state.backing_format = o.backing_format
+  state.force_share = o.force_share
+  if o.snapshot then
+    return methods.snapshot(self, o.snapshot)
+  end
+  return self
+end
+
+function image.probe(path)
+  local store, message, kind, errno = core.store_file(path, { force_share = true })
+  if not store then
+    return nil, message, kind, errno
+  end
+  local format
+  format, message, kind, errno = core.image_probe(store)
+  store:close()
+  return format, message, kind, errno
+end
+
+-- ---- attaching -----------------------------------------------------------------------------
+
+local function identity_key(store)
+  local device, inode = store:identity()
+  return device and device .. ":" .. inode
+end
+
+local function attach_data(self, state)
+  local header = raw.header_fields(self)
+  if not header or header.incompatible_features & 4 == 0 or raw.attached(self) then
+    return true
+  end
+  local path, message, kind, errno = state.data_file, nil, nil, nil
+  local named = path ~= nil
+  if path == false then
+    return nil, "The external data file was not to be attached (data_file = false)", "missing"
+  end
+  if not path then
+    local _, _, name = raw.names(self)
+    if not name then
+      return nil, ("'%s' does not name its external data file; give it as data_file"):format(state.path), "missing"
+    end
+    path, message, kind, errno = references.allow(state.references, state.path, name, "data_file")
+    if not path then
+      return nil, message, kind, errno
+    end
+  end
+  local store
+  store, message, kind, errno = core.store_file(path,
+    { write = state.mode == "rw", force_share = state.force_share, no_device = not named })
+  if not store then
+    return nil, message, kind, errno
+  end
+  local ok
+  ok, message, kind, errno = raw.attach_data(self, store)
+  store:close()
+  if ok then
+    state.data_path = path
+  end
+  return ok, message, kind, errno
+end
+
+-- Opens the backing image that `self` names (or was given). gives it, its state, true when it was there already.
+local function open_backing(self, state)
+  local name, format = raw.names(self)
+  if state.backing == false then
+    return nil, "The backing file was not to be attached (backing = false)", "missing"
+  end
+  if type(state.backing) == "userdata" then
+    return state.backing, state_of(state.backing)
+  end
+  local path, message, kind, errno = state.backing, nil, nil, nil
+  local named = path ~= nil
+  format = state.backing_format or format
+  if not path then
+    if state.probed_reference then
+      return nil, ("'%s' was reached by probing, so its own backing file '%s' is not opened; "
+        .. "store the backing format (rebase -u -F)"):format(references.escape(state.path), references.escape(name)),
+        "refused"
+    end
+    path, message, kind, errno = references.allow(state.references, state.path, name, "backing")
+    if not path then
+      return nil, message, kind, errno
+    end
+  end
+  if format ~= nil and format ~= "qcow2" and format ~= "raw" then
+    return nil, ("Unknown backing format '%s'"):format(references.escape(format)), "unsupported"
+  end
+  local backing, backing_state
+  backing, backing_state, kind, errno = open_one(path, "r", format,
+    { force_share = state.force_share, no_device = not named })
+  if not backing then
+    return nil, ("Could not open backing file: %s"):format(backing_state), kind, errno
+  end
+  backing_state.references = state.references
+  backing_state.force_share = state.force_share
+  backing_state.probed_reference = backing_state.probed and not named
+  return backing, backing_state
+end
+
+---Attaches data file and backing chain, layer by layer.
+function methods:attach()
+  local layer, seen = self, {}
+  for _ = 1, 200 do
+    local state = state_of(layer)
+    local key = state.path and core.realpath(state.path)
+    if key and seen[key] then
+      return nil, ("The backing chain of '%s' comes back to '%s'"):format(
+        references.escape(state_of(self).path), references.escape(key)), "corrupt"
+    end
+    seen[key or layer] = true
+    local ok, message, kind, errno = attach_data(layer, state)
+    if not ok then
+      return nil, message, kind, errno
+    end
+    local name = raw.names(layer)
+    local _, has_backing = raw.attached(layer)
+    if name == nil or (has_backing and not state.backing_image) then
+      return true
+    end
+    if not has_backing then
+      local backing, backing_state
+      backing, backing_state, kind, errno = open_backing(layer, state)
+      if not backing then
+        return nil, backing_state, kind, errno
+      end
+      -- A file that stands above already would make the chain a ring.
+      local real = backing_state.path and core.realpath(backing_state.path)
+      if real and seen[real] then
+        return nil, ("The backing chain of '%s' comes back to '%s'"):format(
+          references.escape(state_of(self).path), references.escape(real)), "corrupt"
+      end
+      ok, message, kind, errno = raw.attach_backing(layer, backing)
+      if not ok then
+        return nil, message, kind, errno
+      end
+      state.backing_image = backing
+    end
+    layer = state.backing_image
+  end
+  return nil, "The backing chain is longer than 200 images", "range"
+end
+
+-- Calls a core method; when it misses a referenced file, attaches what the image names and calls again.
+local function with_references(self, method, ...)
+  local result, message, kind, errno = method(self, ...)
+  if result == nil and kind == "missing" and not state_of(self).attach_failed then
+    local ok, why, why_kind, why_errno = methods.attach(self)
+    if not ok then
+      return nil, why, why_kind, why_errno
+    end
+    return method(self, ...)
+  end
+  return result, message, kind, errno
+end
+
+-- ---- reading -------------------------------------------------------------------------------
+
+local core_read = raw.read
+
+function methods:read(offset, length)
+  local bytes, message, kind, errno = core_read(self, offset, length)
+  if bytes or kind ~= "missing" then
+    return bytes, message, kind, errno
+  end
+  return with_references(self, core_read, offset, length)
+end
+
+local extents_options = { start = "size", length = "size", layer = "boolean", holes = "boolean" }
+
+function methods:extents(given)
+  local o = options.check(given, extents_options)
+  local disk = raw.disk_bytes(self)
+  local start = size.argument(o.start, "start") or 0
+  local length = size.argument(o.length, "length")
+  if start > disk then
+    error(("start %d is past the disk's end %d"):format(start, disk), 2)
+  end
+  length = math.min(length or math.maxinteger, disk - start)
+  local holes = o.holes
+  if holes == nil then
+    local state = state_of(self)
+    if state.preallocated == nil then
+      state.preallocated = raw.is_preallocated(self) or false
+    end
+    holes = state.preallocated
+  end
+  -- The host knows the holes of a data file; without it the tables alone answer.
+  attach_data(self, state_of(self))
+  local batch, index, room = {}, 0, 16
+  return function()
+    index = index + 1
+    if not batch[index] then
+      if length == 0 then
+        return nil
+      end
+      local message
+      batch, message = with_references(self, raw.extent_batch, start, length, room, holes, o.layer or false)
+      if not batch then
+        error(message, 2)
+      end
+      index, room = 1, math.min(room * 4, 1024)
+      local last = batch[#batch]
+      length = length - (last.offset + last.length - start)
+      start = last.offset + last.length
+    end
+    return batch[index]
+  end
+end
+
+-- ---- snapshots, bitmaps, chain ---------------------------------------------------------------
+
+function methods:snapshot(id_or_name)
+  if type(id_or_name) ~= "string" then
+    error("snapshot id or name must be a string, not " .. type(id_or_name), 2)
+  end
+  local list, message, kind, errno = raw.snapshot_list(self)
+  if not list then
+    return nil, message, kind, errno
+  end
+  local index
+  for _, field in ipairs({ "id", "name" }) do
+    for i, entry in ipairs(list) do
+      if not index and entry[field] == id_or_name then
+        index = i - 1
+      end
+    end
+  end
+  if not index then
+    return nil, ("Snapshot '%s' does not exist"):format(references.escape(id_or_name)), "missing"
+  end
+  local view
+  view, message, kind, errno = raw.open_snapshot(self, index)
+  if not view then
+    return nil, message, kind, errno
+  end
+  local state = {}
+  for key, value in pairs(state_of(self)) do
+    state[key] = value
+  end
+  state.mode, state.snapshot, state.preallocated = "r", list[index + 1], nil
+  debug.setuservalue(view, state, 1)
+  return view
+end
+
+function methods:bitmap(name)
+  if type(name) ~= "string" then
+    error("bitmap name must be a string, not " .. type(name), 2)
+  end
+  local list, message, kind, errno = raw.bitmap_list(self)
+  if not list then
+    return nil, message, kind, errno
+  end
+  for i, entry in ipairs(list) do
+    if entry.name == name then
+      return tables.bitmap(self, i - 1, entry)
+    end
+  end
+  return nil, ("Bitmap '%s' does not exist"):format(references.escape(name)), "missing"
+end
+
+function methods:chain()
+  local list, layer = {}, self
+  while layer do
+    local state = state_of(layer)
+    local item = { path = state.path, format = state.format, size = raw.disk_bytes(layer), image = layer }
+    item.backing_file, item.backing_format, item.data_file = raw.names(layer)
+    list[#list + 1] = item
+    if not item.backing_file then
+      break
+    end
+    local _, has_backing = raw.attached(layer)
+    if not has_backing then
+      -- One step at a time: the layers above a missing file are still worth showing.
+      local backing, message, kind = open_backing(layer, state)
+      local real = backing and core.realpath(state_of(backing).path)
+      for _, above in ipairs(list) do
+        if real and core.realpath(above.path) == real then
+          backing, message, kind = nil, ("Backing file loop at '%s'"):format(references.escape(real)), "corrupt"
+          break
+        end
+      end
+      local ok = backing ~= nil
+      if ok then
+        ok, message, kind = raw.attach_backing(layer, backing)
+      end
+      if not ok then
+        list[#list + 1] = { path = references.resolve(state.path, item.backing_file), missing = message, kind = kind }
+        break
+      end
+      state.backing_image = backing
+    end
+    layer = state.backing_image
+  end
+  return list
+end
+
+function methods:refcount(cluster)
+  return raw.refcount(self, cluster)
+end
+
+function methods:explain(offset)
+  return explain.explain(self, size.argument(offset, "offset") or error("offset is missing", 2))
+end
+
+function methods:close()
+  return raw.close(self)
+end
+
+-- ---- properties ----------------------------------------------------------------------------
+
+local function header_property(name, compute)
+  properties[name] = function(self)
+    local header = raw.header_fields(self)
+    return header and compute(header, self)
+  end
+end
+
+for _, name in ipairs({ "path", "format", "mode", "data_path" }) do
+  properties[name] = function(self)
+    return state_of(self)[name]
+  end
+end
+
+properties.size = raw.disk_bytes
+properties.header = raw.header_fields
+properties.extensions = raw.extension_list
+
+header_property("version", function(h) return h.version end)
+header_property("cluster_size", function(h) return 1 << h.cluster_bits end)
+header_property("subcluster_size", function(h)
+  return 1 << (h.incompatible_features & 16 ~= 0 and h.cluster_bits - 5 or h.cluster_bits)
+end)
+header_property("refcount_bits", function(h) return 1 << h.refcount_order end)
+header_property("compression_type", function(h) return h.compression_type == 1 and "zstd" or "zlib" end)
+header_property("extended_l2", function(h) return h.incompatible_features & 16 ~= 0 end)
+header_property("external_data", function(h) return h.incompatible_features & 4 ~= 0 end)
+header_property("lazy_refcounts", function(h) return h.compatible_features & 1 ~= 0 end)
+header_property("dirty", function(h) return h.incompatible_features & 1 ~= 0 end)
+header_property("corrupt", function(h) return h.incompatible_features & 2 ~= 0 end)
+header_property("encryption", function(h) return ({ "aes", "luks" })[h.crypt_method] end)
+header_property("data_file_raw", function(h)
+  return h.incompatible_features & 4 ~= 0 and h.autoclear_features & 2 ~= 0
+end)
+
+properties.backing_file = function(self) return (raw.names(self)) end
+properties.backing_format = function(self) return (select(2, raw.names(self))) end
+properties.data_file = function(self) return (select(3, raw.names(self))) end
+
+---Where the stored backing name leads; nil without one. Nothing is opened.
+properties.backing_path = function(self)
+  local name = raw.names(self)
+  return name and references.resolve(state_of(self).path, name)
+end
+
+---Where the data file is looked for; nil without one.
+properties.data_file_path = function(self)
+  local _, _, name = raw.names(self)
+  local state = state_of(self)
+  return state.data_path or state.data_file or name and references.resolve(state.path, name)
+end
+
+properties.file_length = function(self) return (raw.file_lengths(self)) end
+properties.disk_size = function(self) return (select(2, raw.file_lengths(self))) end
+properties.preallocated = raw.is_preallocated
+
+local function must(value, message)
+  if value == nil then
+    error(message, 0)
+  end
+  return value
+end
+
+properties.snapshots = function(self) return must(raw.snapshot_list(self)) end
+properties.bitmaps = function(self)
+  local list = must(raw.bitmap_list(self))
+  for _, entry in ipairs(list) do
+    entry.enabled = entry.auto
+  end
+  return list
+end
+properties.features = tables.features
+properties.feature_names = tables.feature_names
+properties.l1 = tables.l1
+properties.refcount_table = tables.refcount_table
+
+-- ---- the class -----------------------------------------------------------------------------
+
+class.__index = function(self, key)
+  local method = methods[key]
+  if method then
+    return method
+  end
+  local property = properties[key]
+  if property then
+    return property(self)
+  end
+  error(("an image has no '%s'"):format(tostring(key)), 2)
+end
+
+class.__newindex = function(_, key)
+  error(("an image's '%s' cannot be assigned"):format(tostring(key)), 2)
+end
+
+local shown = { "path", "format", "mode", "size", "version", "cluster_size", "subcluster_size", "refcount_bits",
+  "compression_type", "extended_l2", "lazy_refcounts", "dirty", "corrupt", "encryption", "external_data", "data_file",
+  "data_file_raw", "backing_file", "backing_format", "file_length", "disk_size" }
+
+class.__pairs = function(self)
+  local i = 0
+  return function()
+    while i < #shown do
+      i = i + 1
+      local value = properties[shown[i]](self)
+      if value ~= nil then
+        return shown[i], value
+      end
+    end
+  end
+end
+
+class.__tostring = function(self)
+  if not raw.is_open(self) then
+    return "qcow2.image (closed)"
+  end
+  local state = state_of(self)
+  local parts = { ("%s image '%s', %d bytes"):format(state.format or "qcow2", references.escape(state.path or "?"),
+    raw.disk_bytes(self)) }
+  local header = raw.header_fields(self)
+  if header then
+    parts[#parts + 1] = ("version %d, clusters of %d"):format(header.version, 1 << header.cluster_bits)
+    local backing, _, data = raw.names(self)
+    if backing then
+      parts[#parts + 1] = ("backing file '%s'"):format(references.escape(backing))
+    end
+    if data then
+      parts[#parts + 1] = ("data file '%s'"):format(references.escape(data))
+    end
+  end
+  if state.snapshot then
+    parts[#parts + 1] = ("snapshot '%s'"):format(references.escape(state.snapshot.name))
+  end
+  parts[#parts + 1] = state.mode == "rw" and "read-write" or "read-only"
+  return table.concat(parts, ", ")
+end
+
+image.methods = methods
+image.raw = raw
+image.state_of = state_of
+image.bitmap_methods = tables.bitmap_methods
+
+return image

@@ -1,0 +1,161 @@
+-- SPDX-License-Identifier: MIT
+-- An image's tables as live values: each entry is read from the image when it is asked for.
+local core = require("qcow2.core")
+
+local tables = {}
+
+local raw = core.classes.image.__index
+
+local function check(value, message, ...)
+  if value == nil then
+    error(message, 0)
+  end
+  return value, message, ...
+end
+
+-- A read-only sequence from 0 with a length; `get(index)` makes the value.
+local function sequence(name, length, get)
+  return setmetatable({}, {
+    __name = name,
+    __len = function() return length end,
+    __index = function(_, index)
+      if math.type(index) ~= "integer" or index < 0 or index >= length then
+        return nil
+      end
+      return get(index)
+    end,
+    __newindex = function() error(name .. " is read-only", 2) end,
+    __pairs = function(self)
+      local index = -1
+      return function()
+        index = index + 1
+        if index < length then
+          return index, self[index]
+        end
+      end
+    end,
+    __tostring = function() return ("%s of %d entries"):format(name, length) end,
+  })
+end
+
+local function entry(fields, describe)
+  return setmetatable(fields, { __tostring = describe })
+end
+
+local OFFSET = 0x00fffffffffffe00
+
+local function l2_table(image, l1_index)
+  local g = raw.geometry(image)
+  return sequence("L2 table", g.l2_entries, function(index)
+    local word, bitmap, at = check(raw.l2_entry(image, l1_index, index))
+    local e = raw.l2_decode(image, word, bitmap)
+    e.index, e.raw, e.file_offset = index, word, at ~= 0 and at or nil
+    e.bitmap = g.subclusters > 1 and bitmap or nil
+    e.guest_offset = (l1_index * g.l2_entries + index) * g.cluster_size
+    return entry(e, function(self)
+      local text = ("L2[%d] = 0x%016x %s"):format(index, word, self.kind)
+      if self.host_offset then
+        text = text .. (" at 0x%x"):format(self.host_offset)
+      end
+      return text .. (self.copied and " copied" or "")
+    end)
+  end)
+end
+
+---@return qcow2.l1_table
+function tables.l1(image)
+  local g = raw.geometry(image)
+  return sequence("L1 table", g.l1_entries, function(index)
+    local word = check(raw.l1_entry(image, index))
+    local e = { index = index, raw = word, offset = word & OFFSET, copied = word < 0 }
+    if e.offset ~= 0 then
+      e.l2 = l2_table(image, index)
+    end
+    return entry(e, function()
+      return ("L1[%d] = 0x%016x%s"):format(index, word, e.offset ~= 0 and (" L2 table at 0x%x"):format(e.offset) or "")
+    end)
+  end)
+end
+
+function tables.refcount_table(image)
+  local g = raw.geometry(image)
+  return sequence("refcount table", g.reftable_entries, function(index)
+    local word = check(raw.reftable_entry(image, index))
+    return { index = index, raw = word, offset = word & ~0x1ff }
+  end)
+end
+
+local types = { "incompatible", "compatible", "autoclear" }
+
+---Every feature bit that is set.
+---@return qcow2.feature_bit[]?
+function tables.features(image)
+  local header = raw.header_fields(image)
+  if not header then
+    return nil
+  end
+  local list = {}
+  for type_index, type_name in ipairs(types) do
+    local bits = header[type_name .. "_features"]
+    for bit = 0, 63 do
+      if bits >> bit & 1 == 1 then
+        local name, known = raw.feature_name(image, type_index - 1, bit)
+        list[#list + 1] = { type = type_name, bit = bit, name = name or "unknown", known = known }
+      end
+    end
+  end
+  return list
+end
+
+---The image's own feature name table.
+---@return qcow2.feature_name[]?
+function tables.feature_names(image)
+  local list = {}
+  for _, extension in ipairs(raw.extension_list(image)) do
+    if extension.name == "feature_name_table" then
+      for at = 1, #extension.data - 47, 48 do
+        local kind, bit, name = ("BBc46"):unpack(extension.data, at)
+        list[#list + 1] = { type = types[kind + 1] or kind, bit = bit, name = name:match("^[^\0]*") }
+      end
+    end
+  end
+  return list
+end
+
+-- ---- bitmaps -------------------------------------------------------------------------------
+
+local bitmap_methods = {}
+
+function bitmap_methods:extents()
+  local image, index, offset = self.image, self.index, 0
+  local size = raw.disk_bytes(image)
+  return function()
+    while offset < size do
+      local start = offset
+      local dirty, length = raw.bitmap_extent(image, index, offset, size - offset)
+      if dirty == nil then
+        error(length, 2)
+      end
+      offset = offset + length
+      if dirty then
+        return start, length
+      end
+    end
+  end
+end
+
+function tables.bitmap(image, index, fields)
+  fields.image, fields.index, fields.enabled = image, index, fields.auto
+  return setmetatable(fields, {
+    __name = "qcow2.bitmap",
+    __index = bitmap_methods,
+    __tostring = function(self)
+      return ("bitmap '%s', granularity %d%s%s"):format(self.name, self.granularity, self.auto and ", enabled" or "",
+        self.in_use and ", in use" or "")
+    end,
+  })
+end
+
+tables.bitmap_methods = bitmap_methods
+
+return tables
