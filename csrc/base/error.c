@@ -96,7 +96,9 @@ int q2_error_prefix(struct qcow2_error *err, int code, const char *format, ...)
 int q2_error_nomem(struct qcow2_error *err)
 {
 	if (err)
-		*err = (struct qcow2_error){.code = QCOW2_E_NOMEM, .os_errno = ENOMEM, .offset = Q2_NO_OFFSET,
+		*err = (struct qcow2_error){.code = QCOW2_E_NOMEM,
+					    .os_errno = ENOMEM,
+					    .offset = Q2_NO_OFFSET,
 					    .text = "Out of memory"};
 	return QCOW2_E_NOMEM;
 }
@@ -112,8 +114,8 @@ static size_t utf8_length(const unsigned char *s, size_t left)
 	for (size_t i = 1; i < n; i++)
 		if ((s[i] & 0xc0) != 0x80)
 			return 0;
-	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) ||
-	    (s[0] == 0xf0 && s[1] < 0x90) || (s[0] == 0xf4 && s[1] > 0x8f))
+	if ((s[0] == 0xe0 && s[1] < 0xa0) || (s[0] == 0xed && s[1] > 0x9f) || (s[0] == 0xf0 && s[1] < 0x90) ||
+	    (s[0] == 0xf4 && s[1] > 0x8f))
 		return 0;
 	return n;
 }

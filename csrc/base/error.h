@@ -31,7 +31,6 @@ int q2_error_prefix(struct qcow2_error *err, int code, const char *format, ...)
 /* No memory: needs no formatting, never fails. gives: QCOW2_E_NOMEM. */
 int q2_error_nomem(struct qcow2_error *err);
 
-
 /* qcow2_error_word is in the public header. */
 
 /* Copies `length` bytes that came from a file into `out` (size bytes, always NUL-ended) with

@@ -28,11 +28,11 @@ static inline void q2_free_scope(void *p)
 /* `q2_auto uint8_t *buf = ...` is freed when the scope ends; hand it on with q2_take(&buf). */
 #define q2_auto __attribute__((cleanup(q2_free_scope)))
 
-#define q2_take(pp)                       \
-	({                                \
+#define q2_take(pp)                              \
+	({                                       \
 		__typeof__(*(pp)) took_ = *(pp); \
-		*(pp) = NULL;             \
-		took_;                    \
+		*(pp) = NULL;                    \
+		took_;                           \
 	})
 
 /* A growing array of one struct type: `struct q2_vec v = {0}; T *t = q2_vec_push(&v, sizeof(T));`

@@ -48,7 +48,8 @@ static int l_open_snapshot(lua_State *L)
 	uint64_t index = q2_bind_unsigned(L, 2, "index");
 	luaL_argcheck(L, index <= UINT32_MAX, 2, "index is too large");
 	struct q2_handle *handle = q2_bind_new(L, Q2_IMAGE_CLASS);
-	int rc = qcow2_image_open_snapshot(image, (uint32_t)index, (struct qcow2_image **)&handle->object, &err);
+	int rc = qcow2_image_open_snapshot(image, (uint32_t)index, (struct qcow2_image **)&handle->object,
+					   &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 

@@ -15,9 +15,12 @@ static int l_file(lua_State *L)
 		const char *name;
 		unsigned flag;
 	} flags[] = {
-		{"write", QCOW2_STORE_WRITE},         {"create", QCOW2_STORE_CREATE},
-		{"exclusive", QCOW2_STORE_EXCLUSIVE}, {"truncate", QCOW2_STORE_TRUNCATE},
-		{"force_share", QCOW2_STORE_FORCE_SHARE}, {"no_device", QCOW2_STORE_NO_DEVICE},
+		{"write", QCOW2_STORE_WRITE},
+		{"create", QCOW2_STORE_CREATE},
+		{"exclusive", QCOW2_STORE_EXCLUSIVE},
+		{"truncate", QCOW2_STORE_TRUNCATE},
+		{"force_share", QCOW2_STORE_FORCE_SHARE},
+		{"no_device", QCOW2_STORE_NO_DEVICE},
 		{"unlocked", QCOW2_STORE_UNLOCKED},
 	};
 	struct qcow2_error err;
@@ -65,8 +68,8 @@ static int l_fault(lua_State *L)
 	int os_errno = (int)luaL_checkinteger(L, 4);
 	bool sticky = lua_toboolean(L, 5);
 	struct q2_handle *handle = q2_bind_new(L, Q2_STORE_CLASS);
-	int rc = qcow2_store_fault(inner, kinds, nth, os_errno, sticky, (struct qcow2_store **)&handle->object,
-				   &err);
+	int rc = qcow2_store_fault(inner, kinds, nth, os_errno, sticky,
+				   (struct qcow2_store **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
@@ -264,9 +267,13 @@ void q2_bind_open_store(lua_State *L)
 		{"close", l_close},
 		{NULL, NULL},
 	};
-	static const luaL_Reg meta[] = {
-		{"__gc", l_close}, {"__close", l_close}, {"__tostring", l_tostring}, {NULL, NULL}};
-	static const luaL_Reg functions[] = {{"store_file", l_file}, {"store_memory", l_memory}, {NULL, NULL}};
+	static const luaL_Reg meta[] = {{"__gc", l_close},
+					{"__close", l_close},
+					{"__tostring", l_tostring},
+					{NULL, NULL}};
+	static const luaL_Reg functions[] = {{"store_file", l_file},
+					     {"store_memory", l_memory},
+					     {NULL, NULL}};
 	q2_bind_class(L, Q2_STORE_CLASS, methods, meta);
 	luaL_setfuncs(L, functions, 0);
 }

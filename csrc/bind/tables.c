@@ -116,7 +116,8 @@ static int l_l2_entry(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
-	uint64_t l1 = q2_bind_unsigned(L, 2, "l1_index"), l2 = q2_bind_unsigned(L, 3, "l2_index"), raw, bitmap, at;
+	uint64_t l1 = q2_bind_unsigned(L, 2, "l1_index"), l2 = q2_bind_unsigned(L, 3, "l2_index"), raw,
+		 bitmap, at;
 	if (qcow2_image_l2_entry(image, l1, l2, &raw, &bitmap, &at, &err))
 		return q2_bind_fail(L, &err);
 	lua_pushinteger(L, (lua_Integer)raw);
@@ -129,7 +130,8 @@ static int l_l2_entry(lua_State *L)
 static int l_l2_decode(lua_State *L)
 {
 	struct qcow2_l2_entry e;
-	qcow2_image_l2_decode(self(L), (uint64_t)luaL_checkinteger(L, 2), (uint64_t)luaL_checkinteger(L, 3), &e);
+	qcow2_image_l2_decode(self(L), (uint64_t)luaL_checkinteger(L, 2), (uint64_t)luaL_checkinteger(L, 3),
+			      &e);
 	lua_createtable(L, 0, 7);
 	lua_pushstring(L, e.kind);
 	lua_setfield(L, -2, "kind");

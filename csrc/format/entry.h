@@ -31,12 +31,12 @@ enum q2_sub {
 /* One L2 entry, decoded. */
 struct q2_entry {
 	uint64_t raw;
-	uint32_t alloc, zero;  /* subcluster bits; without extended L2 bit 0 stands for the cluster */
+	uint32_t alloc, zero; /* subcluster bits; without extended L2 bit 0 stands for the cluster */
 	bool compressed;
-	bool has_host;         /* `host` is a place in the store (also under zero subclusters) */
-	bool invalid;          /* every subcluster of it is Q2_SUB_INVALID */
-	q2_host host;          /* standard: the cluster; compressed: first byte of the stream */
-	uint32_t host_length;  /* compressed: bytes up to the end of the last sector */
+	bool has_host;        /* `host` is a place in the store (also under zero subclusters) */
+	bool invalid;         /* every subcluster of it is Q2_SUB_INVALID */
+	q2_host host;         /* standard: the cluster; compressed: first byte of the stream */
+	uint32_t host_length; /* compressed: bytes up to the end of the last sector */
 };
 
 /*

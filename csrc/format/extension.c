@@ -12,8 +12,9 @@ int q2_extension_next(const uint8_t *bytes, uint32_t end, uint32_t *pos, struct 
 	if (*pos >= end || end - *pos < 8)
 		return 0;
 	uint32_t at = *pos;
-	*ext = (struct q2_extension){
-		.type = q2_load32(bytes + at), .length = q2_load32(bytes + at + 4), .offset = at + 8};
+	*ext = (struct q2_extension){.type = q2_load32(bytes + at),
+				     .length = q2_load32(bytes + at + 4),
+				     .offset = at + 8};
 	if (ext->type == Q2_EXT_END)
 		return 0;
 	if (ext->length > end - ext->offset)

@@ -31,7 +31,8 @@ int q2_header_parse(const uint8_t *bytes, size_t length, struct qcow2_header *he
 		return q2_error_set(err, QCOW2_E_FORMAT, 0, "Image is not in qcow2 format");
 	uint32_t version = q2_load32(bytes + 4);
 	if (version != 2 && version != 3)
-		return q2_error_set(err, QCOW2_E_UNSUPPORTED, 4, "Unsupported qcow2 version %" PRIu32, version);
+		return q2_error_set(err, QCOW2_E_UNSUPPORTED, 4, "Unsupported qcow2 version %" PRIu32,
+				    version);
 	if (length < (version == 2 ? Q2_HEADER_V2 : Q2_HEADER_V3))
 		return q2_error_set(err, QCOW2_E_CORRUPT, length, "The file ends inside the qcow2 header");
 
@@ -89,7 +90,7 @@ uint64_t q2_header_l1_entries(const struct q2_geometry *g, uint64_t size)
 const char *q2_header_feature_name(unsigned type, unsigned bit)
 {
 	enum { INCOMPATIBLE, COMPATIBLE, AUTOCLEAR };
-#define FEATURE(kind, number, NAME, text)         \
+#define FEATURE(kind, number, NAME, text)    \
 	if (type == kind && bit == (number)) \
 		return text;
 #include "format/features.def"
@@ -109,8 +110,8 @@ static int check_table(const struct qcow2_header *h, const char *what, uint64_t 
 		return q2_error_set(err, QCOW2_E_CORRUPT, offset, "%s overlaps the header", what);
 	if (bytes && !q2_fits(offset, bytes, file_length))
 		return q2_error_set(err, QCOW2_E_CORRUPT, offset,
-				    "%s at offset %#" PRIx64 " (%" PRIu64 " bytes) lies outside the file of %" PRIu64
-				    " bytes",
+				    "%s at offset %#" PRIx64 " (%" PRIu64
+				    " bytes) lies outside the file of %" PRIu64 " bytes",
 				    what, offset, bytes, file_length);
 	return 0;
 }
@@ -120,22 +121,25 @@ static int check_features(const struct qcow2_header *h, struct qcow2_error *err)
 {
 	bool typed = h->incompatible_features & Q2_INCOMPATIBLE_COMPRESSION;
 	if (typed != (h->compression_type != 0))
-		return q2_error_set(err, QCOW2_E_CORRUPT, 104,
-				    "Compression type %u contradicts the compression type feature bit, which is %s",
-				    h->compression_type, typed ? "set" : "clear");
+		return q2_error_set(
+			err, QCOW2_E_CORRUPT, 104,
+			"Compression type %u contradicts the compression type feature bit, which is %s",
+			h->compression_type, typed ? "set" : "clear");
 	if (h->compression_type > 1)
 		return q2_error_set(err, QCOW2_E_UNSUPPORTED, 104, "Unknown compression type %u",
 				    h->compression_type);
 	if ((h->incompatible_features & Q2_INCOMPATIBLE_EXTENDED_L2) &&
 	    h->cluster_bits < Q2_MIN_EXTENDED_CLUSTER_BITS)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 20,
-				    "Extended L2 entries need clusters of 16 KiB or more, the header says %u bytes",
-				    1u << h->cluster_bits);
+		return q2_error_set(
+			err, QCOW2_E_CORRUPT, 20,
+			"Extended L2 entries need clusters of 16 KiB or more, the header says %u bytes",
+			1u << h->cluster_bits);
 	if (h->crypt_method > Q2_CRYPT_LUKS)
 		return q2_error_set(err, QCOW2_E_UNSUPPORTED, 32, "Unsupported encryption method %" PRIu32,
 				    h->crypt_method);
 	if (h->crypt_method == Q2_CRYPT_LUKS && h->version < 3)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 32, "LUKS encryption needs version 3 of the format");
+		return q2_error_set(err, QCOW2_E_CORRUPT, 32,
+				    "LUKS encryption needs version 3 of the format");
 	return 0;
 }
 
@@ -147,8 +151,8 @@ int q2_header_check(const struct qcow2_header *h, uint64_t file_length, struct q
 	uint32_t cluster_size = 1u << h->cluster_bits;
 	if (h->version >= 3) {
 		if (h->header_length < Q2_HEADER_V3)
-			return q2_error_set(err, QCOW2_E_CORRUPT, 100, "qcow2 header too short: %" PRIu32 " bytes",
-					    h->header_length);
+			return q2_error_set(err, QCOW2_E_CORRUPT, 100,
+					    "qcow2 header too short: %" PRIu32 " bytes", h->header_length);
 		if (h->header_length > cluster_size)
 			return q2_error_set(err, QCOW2_E_CORRUPT, 100,
 					    "qcow2 header of %" PRIu32 " bytes exceeds the cluster size",
@@ -174,26 +178,30 @@ int q2_header_check(const struct qcow2_header *h, uint64_t file_length, struct q
 		if (h->backing_file_size > Q2_MAX_BACKING_NAME ||
 		    h->backing_file_size > cluster_size - h->backing_file_offset)
 			return q2_error_set(err, QCOW2_E_CORRUPT, 16,
-					    "Backing file name too long: %" PRIu32 " bytes", h->backing_file_size);
+					    "Backing file name too long: %" PRIu32 " bytes",
+					    h->backing_file_size);
 		if (h->backing_file_offset + h->backing_file_size > file_length)
-			return q2_error_set(err, QCOW2_E_CORRUPT, 8, "The file ends inside the backing file name");
+			return q2_error_set(err, QCOW2_E_CORRUPT, 8,
+					    "The file ends inside the backing file name");
 	}
 
 	uint64_t reftable_bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
 	if (reftable_bytes > Q2_MAX_REFTABLE_BYTES)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 56, "Reference count table too large: %" PRIu64 " bytes",
-				    reftable_bytes);
+		return q2_error_set(err, QCOW2_E_CORRUPT, 56,
+				    "Reference count table too large: %" PRIu64 " bytes", reftable_bytes);
 	if (reftable_bytes == 0)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 56,
 				    "Image does not contain a reference count table");
-	rc = check_table(h, "Reference count table", h->refcount_table_offset, reftable_bytes, file_length, err);
+	rc = check_table(h, "Reference count table", h->refcount_table_offset, reftable_bytes, file_length,
+			 err);
 	if (rc)
 		return rc;
 
 	if (h->l1_size > Q2_MAX_L1_BYTES / 8)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 36, "Active L1 table too large: %" PRIu32 " entries",
-				    h->l1_size);
-	rc = check_table(h, "Active L1 table", h->l1_table_offset, (uint64_t)h->l1_size * 8, file_length, err);
+		return q2_error_set(err, QCOW2_E_CORRUPT, 36,
+				    "Active L1 table too large: %" PRIu32 " entries", h->l1_size);
+	rc = check_table(h, "Active L1 table", h->l1_table_offset, (uint64_t)h->l1_size * 8, file_length,
+			 err);
 	if (rc)
 		return rc;
 	if (h->size > INT64_MAX)
@@ -202,8 +210,8 @@ int q2_header_check(const struct qcow2_header *h, uint64_t file_length, struct q
 	q2_header_geometry(h, &g);
 	if (h->l1_size < g.l1_needed)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 36,
-				    "L1 table is too small: %" PRIu32 " entries, the disk needs %" PRIu64, h->l1_size,
-				    g.l1_needed);
+				    "L1 table is too small: %" PRIu32 " entries, the disk needs %" PRIu64,
+				    h->l1_size, g.l1_needed);
 
 	if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 60, "Snapshot table too large: %" PRIu32 " entries",

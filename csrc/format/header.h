@@ -56,7 +56,8 @@ struct q2_geometry {
  * with its defaults. fails: `format` when it is no qcow2 at all, `corrupt` when cut short, `unsupported`
  * for a version other than 2 and 3.
  */
-int q2_header_parse(const uint8_t *bytes, size_t length, struct qcow2_header *header, struct qcow2_error *err);
+int q2_header_parse(const uint8_t *bytes, size_t length, struct qcow2_header *header,
+		    struct qcow2_error *err);
 
 /* Writes the fields in their places; gives the bytes used (72 for version 2, else header_length, at most
  * 112). needs: room for 112. Bytes of a longer header are the caller's to keep. */

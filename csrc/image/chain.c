@@ -92,7 +92,8 @@ int q2_chain_find(struct qcow2_image *image, uint64_t offset, uint64_t limit, un
 		}
 		limit = q2_min(limit, layer->size - offset);
 		/* Who does not even ask for holes only wants to read: then a hole is read like data. */
-		bool ask = holes && (layer->raw || layer->meta.geo.external_data || (flags & QCOW2_EXTENT_HOLES));
+		bool ask = holes &&
+			   (layer->raw || layer->meta.geo.external_data || (flags & QCOW2_EXTENT_HOLES));
 		if (layer->raw)
 			rc = raw_run(layer, offset, limit, ask, out, err);
 		else
@@ -107,8 +108,10 @@ int q2_chain_find(struct qcow2_image *image, uint64_t offset, uint64_t limit, un
 			return 0;
 		if (!layer->backing) {
 			char name[256];
-			q2_error_escape(name, sizeof name, layer->backing_name.data, layer->backing_name.length);
-			return q2_error_set(err, QCOW2_E_MISSING, offset, "Backing file '%s' is not attached", name);
+			q2_error_escape(name, sizeof name, layer->backing_name.data,
+					layer->backing_name.length);
+			return q2_error_set(err, QCOW2_E_MISSING, offset, "Backing file '%s' is not attached",
+					    name);
 		}
 		layer = layer->backing;
 		depth++;
@@ -121,8 +124,8 @@ int qcow2_image_extent(struct qcow2_image *image, uint64_t offset, uint64_t limi
 	int rc = 0;
 	if (!limit || !q2_fits(offset, limit, image->size))
 		rc = q2_error_set(err, QCOW2_E_RANGE, offset,
-				  "Range at %" PRIu64 " of %" PRIu64 " bytes lies outside the disk of %" PRIu64
-				  " bytes",
+				  "Range at %" PRIu64 " of %" PRIu64
+				  " bytes lies outside the disk of %" PRIu64 " bytes",
 				  offset, limit, image->size);
 	if (!rc)
 		rc = q2_chain_find(image, offset, limit, flags, true, out, err);

@@ -48,7 +48,8 @@ int q2_image_data_store(struct qcow2_image *image, struct qcow2_store **store, s
 		return q2_error_set(err, QCOW2_E_MISSING, Q2_NO_OFFSET,
 				    "The image does not name its external data file; it has to be given");
 	q2_error_escape(name, sizeof name, image->data_name.data, image->data_name.length);
-	return q2_error_set(err, QCOW2_E_MISSING, Q2_NO_OFFSET, "External data file '%s' is not attached", name);
+	return q2_error_set(err, QCOW2_E_MISSING, Q2_NO_OFFSET, "External data file '%s' is not attached",
+			    name);
 }
 
 struct qcow2_bytes qcow2_image_backing_name(const struct qcow2_image *image)
@@ -116,7 +117,8 @@ struct qcow2_geometry qcow2_image_geometry(const struct qcow2_image *image)
 	return (struct qcow2_geometry){
 		.l1_entries = image->map.l1_entries,
 		.l2_entries = 1ull << g->l2_bits,
-		.reftable_entries = (uint64_t)image->meta.header.refcount_table_clusters << (g->cluster_bits - 3),
+		.reftable_entries = (uint64_t)image->meta.header.refcount_table_clusters
+				    << (g->cluster_bits - 3),
 		.subclusters = g->subclusters,
 		.cluster_size = g->cluster_size,
 		.refcount_bits = 1ull << g->refcount_order,
@@ -126,15 +128,17 @@ struct qcow2_geometry qcow2_image_geometry(const struct qcow2_image *image)
 /* Tables are a qcow2 file's; a raw image has none. */
 static int refuse_raw(const struct qcow2_image *image, struct qcow2_error *err)
 {
-	return image->raw ? q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "A raw image has no tables") : 0;
+	return image->raw ? q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "A raw image has no tables")
+			  : 0;
 }
 
 int qcow2_image_l1_entry(struct qcow2_image *image, uint64_t index, uint64_t *raw, struct qcow2_error *err)
 {
 	int rc = refuse_raw(image, err);
 	if (!rc && index >= image->map.l1_entries)
-		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "L1 index %" PRIu64 " is past the last, %" PRIu32,
-				  index, image->map.l1_entries);
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				  "L1 index %" PRIu64 " is past the last, %" PRIu32, index,
+				  image->map.l1_entries);
 	if (!rc)
 		rc = q2_map_load(&image->map, err);
 	if (!rc)
@@ -149,7 +153,8 @@ int qcow2_image_l2_entry(struct qcow2_image *image, uint64_t l1_index, uint64_t 
 	int rc = refuse_raw(image, err);
 	if (!rc && (l1_index >= image->map.l1_entries || l2_index >> g->l2_bits))
 		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
-				  "There is no L2 entry %" PRIu64 " under L1 entry %" PRIu64, l2_index, l1_index);
+				  "There is no L2 entry %" PRIu64 " under L1 entry %" PRIu64, l2_index,
+				  l1_index);
 	q2_host at;
 	q2_guest address = q2_guest_at((l1_index << g->l2_bits | l2_index) << g->cluster_bits);
 	if (!rc)
@@ -203,7 +208,8 @@ int qcow2_image_reftable_entry(struct qcow2_image *image, uint64_t index, uint64
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
-int qcow2_image_refcount(struct qcow2_image *image, uint64_t cluster, uint64_t *count, struct qcow2_error *err)
+int qcow2_image_refcount(struct qcow2_image *image, uint64_t cluster, uint64_t *count,
+			 struct qcow2_error *err)
 {
 	int rc = refuse_raw(image, err);
 	if (!rc)

@@ -180,7 +180,8 @@ int qcow2_image_open_snapshot(struct qcow2_image *image, uint32_t index, struct 
 				    "Snapshot L1 table too large: %" PRIu32 " entries", snap.l1_entries);
 	if (snap.size > INT64_MAX || q2_header_l1_entries(&image->meta.geo, snap.size) > snap.l1_entries)
 		return q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
-				    "Snapshot L1 table is too small for a disk of %" PRIu64 " bytes", snap.size);
+				    "Snapshot L1 table is too small for a disk of %" PRIu64 " bytes",
+				    snap.size);
 	struct qcow2_image *view;
 	rc = qcow2_image_open(image->store, &view, err);
 	if (rc)
@@ -237,7 +238,8 @@ static bool same_file(struct qcow2_store *a, struct qcow2_store *b)
 int qcow2_image_attach_data(struct qcow2_image *image, struct qcow2_store *store, struct qcow2_error *err)
 {
 	if (image->raw || !image->meta.geo.external_data)
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "The image has no external data file");
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The image has no external data file");
 	if (same_file(image->store, store))
 		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
 				    "The external data file is the image file itself");
@@ -247,7 +249,8 @@ int qcow2_image_attach_data(struct qcow2_image *image, struct qcow2_store *store
 	return 0;
 }
 
-int qcow2_image_attach_backing(struct qcow2_image *image, struct qcow2_image *backing, struct qcow2_error *err)
+int qcow2_image_attach_backing(struct qcow2_image *image, struct qcow2_image *backing,
+			       struct qcow2_error *err)
 {
 	if (image->raw)
 		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "A raw image has no backing file");

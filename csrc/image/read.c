@@ -72,7 +72,8 @@ int qcow2_image_read(struct qcow2_image *image, uint64_t offset, void *buf, size
 	uint8_t *to = buf;
 	if (!q2_fits(offset, length, image->size))
 		rc = q2_error_set(err, QCOW2_E_RANGE, offset,
-				  "Read of %zu bytes at %" PRIu64 " lies outside the disk of %" PRIu64 " bytes",
+				  "Read of %zu bytes at %" PRIu64 " lies outside the disk of %" PRIu64
+				  " bytes",
 				  length, offset, image->size);
 	while (!rc && length) {
 		struct qcow2_extent extent;

@@ -23,8 +23,8 @@ struct q2_cache {
 	uint32_t used, hand;       /* slots in use; the clock's hand */
 	uint32_t room;             /* slots allocated */
 	struct q2_slot *slots;
-	uint32_t *buckets;         /* hash heads: slot number + 1, 0 none */
-	uint32_t bucket_count;     /* power of two */
+	uint32_t *buckets;     /* hash heads: slot number + 1, 0 none */
+	uint32_t bucket_count; /* power of two */
 	uint64_t hits, misses;
 };
 

@@ -50,8 +50,9 @@ static int check_l1(const struct q2_map *map, const uint64_t *l1, struct qcow2_e
 		const char *what = collision(map, at);
 		if (what)
 			return q2_error_set(err, QCOW2_E_CORRUPT, at,
-					    "L1 entry %" PRIu32 ": L2 table at offset %#" PRIx64 " overlaps %s", i, at,
-					    what);
+					    "L1 entry %" PRIu32 ": L2 table at offset %#" PRIx64
+					    " overlaps %s",
+					    i, at, what);
 		count++;
 		sorted = sorted && at > last;
 		last = at;
@@ -70,7 +71,8 @@ static int check_l1(const struct q2_map *map, const uint64_t *l1, struct qcow2_e
 	for (uint64_t i = 1; i < count; i++)
 		if (copy[i] == copy[i - 1])
 			return q2_error_set(err, QCOW2_E_CORRUPT, copy[i],
-					    "L2 table at offset %#" PRIx64 " is used by two L1 entries", copy[i]);
+					    "L2 table at offset %#" PRIx64 " is used by two L1 entries",
+					    copy[i]);
 	return 0;
 }
 
@@ -214,7 +216,8 @@ static uint32_t extend(const struct q2_map *map, const uint8_t *bytes, uint32_t 
 		struct q2_entry e = entry_at(g, bytes + (size_t)n * g->l2_entry_size);
 		q2_guest here = q2_guest_add(cluster, (uint64_t)n << g->cluster_bits);
 		/* A wrong entry ends the run; who asks for it gets the error. */
-		bool joins = !e.compressed && q2_entry_sub(&e, 0) == run->kind && !check_entry(map, &e, here, NULL);
+		bool joins = !e.compressed && q2_entry_sub(&e, 0) == run->kind &&
+			     !check_entry(map, &e, here, NULL);
 		if (joins && run->kind != Q2_SUB_UNALLOCATED)
 			joins = e.has_host == run->has_host && !!(e.raw & Q2_COPIED) == run->copied &&
 				(!e.has_host || e.host.v == run->host.v + run->length);
@@ -239,7 +242,8 @@ static uint64_t skip_empty_l1(const struct q2_map *map, uint64_t index, uint64_t
 	return index;
 }
 
-int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run, struct qcow2_error *err)
+int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run,
+		struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &map->meta->geo;
 	int rc = q2_map_load(map, err);

@@ -12,8 +12,8 @@ struct q2_map {
 	struct q2_meta *meta; /* borrowed */
 	uint64_t l1_offset;
 	uint32_t l1_entries;
-	uint64_t size;   /* bytes of the disk that this L1 describes */
-	uint64_t *l1;    /* host order; NULL until the first use */
+	uint64_t size; /* bytes of the disk that this L1 describes */
+	uint64_t *l1;  /* host order; NULL until the first use */
 };
 
 struct q2_run {
@@ -40,7 +40,8 @@ int q2_map_load(struct q2_map *map, struct qcow2_error *err);
  * at most `limit` long. A compressed run is (the rest of) one cluster.
  * fails: `corrupt` with the offset of the entry that is wrong.
  */
-int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run, struct qcow2_error *err);
+int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run,
+		struct qcow2_error *err);
 
 /*
  * One L2 entry, raw. gives: the words in host order (bitmap 0 without extended L2) and where the entry

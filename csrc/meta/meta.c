@@ -22,12 +22,12 @@ int q2_meta_bound(const struct q2_meta *meta, const char *what, uint64_t at, uin
 		return q2_error_set(err, QCOW2_E_CORRUPT, at,
 				    "%s at offset %#" PRIx64 " is not aligned to a cluster", what, at);
 	if (at < cluster_size)
-		return q2_error_set(err, QCOW2_E_CORRUPT, at, "%s at offset %#" PRIx64 " overlaps the header", what,
-				    at);
+		return q2_error_set(err, QCOW2_E_CORRUPT, at, "%s at offset %#" PRIx64 " overlaps the header",
+				    what, at);
 	if (!q2_fits(at, bytes, meta->file_length))
 		return q2_error_set(err, QCOW2_E_CORRUPT, at,
-				    "%s at offset %#" PRIx64 " (%" PRIu64 " bytes) lies outside the file of %" PRIu64
-				    " bytes",
+				    "%s at offset %#" PRIx64 " (%" PRIu64
+				    " bytes) lies outside the file of %" PRIu64 " bytes",
 				    what, at, bytes, meta->file_length);
 	return 0;
 }

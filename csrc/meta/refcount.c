@@ -8,8 +8,8 @@ int q2_refcount_load(struct q2_meta *meta, struct qcow2_error *err)
 	if (meta->reftable)
 		return 0;
 	uint32_t entries = meta->header.refcount_table_clusters << (meta->geo.cluster_bits - 3);
-	int rc = q2_meta_read_table(meta, "Reference count table", meta->header.refcount_table_offset, entries,
-				    &meta->reftable, err);
+	int rc = q2_meta_read_table(meta, "Reference count table", meta->header.refcount_table_offset,
+				    entries, &meta->reftable, err);
 	if (!rc)
 		meta->reftable_entries = entries;
 	return rc;
