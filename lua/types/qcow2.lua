@@ -1,4 +1,5 @@
 ---@meta qcow2
+-- SPDX-License-Identifier: MIT
 -- LuaCATS annotations: the reference of the Lua API. Editors complete from this file; a lint proves
 -- that it and the module name the same things.
 --
