@@ -83,8 +83,7 @@ enum qcow2_store_flags {
 int qcow2_store_file(const char *path, unsigned flags, struct qcow2_store **out, struct qcow2_error *err);
 
 /* A store in memory, `length` bytes of zeros, or a copy of `bytes` when not NULL. Grows on write. */
-int qcow2_store_memory(const void *bytes, uint64_t length, struct qcow2_store **out,
-		       struct qcow2_error *err);
+int qcow2_store_memory(const void *bytes, uint64_t length, struct qcow2_store **out, struct qcow2_error *err);
 
 struct qcow2_store *qcow2_store_ref(struct qcow2_store *store);
 
@@ -101,8 +100,7 @@ int qcow2_store_write(struct qcow2_store *store, uint64_t offset, const void *bu
 /* All writes that returned are on stable storage when this returns 0. */
 int qcow2_store_flush(struct qcow2_store *store, struct qcow2_error *err);
 /* Makes the range read as zeros, giving space back to the host where it can; never grows. */
-int qcow2_store_punch(struct qcow2_store *store, uint64_t offset, uint64_t length,
-		      struct qcow2_error *err);
+int qcow2_store_punch(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err);
 /* Sets the length; new bytes are zeros. A block device only accepts lengths it has. */
 int qcow2_store_resize(struct qcow2_store *store, uint64_t length, struct qcow2_error *err);
 int qcow2_store_length(struct qcow2_store *store, uint64_t *length, struct qcow2_error *err);
@@ -161,7 +159,6 @@ struct qcow2_header {
 #undef HEADER_FIELD
 };
 
-
 struct qcow2_image;
 
 /* Does the store begin with qcow2's magic? */
@@ -191,14 +188,16 @@ void qcow2_image_unref(struct qcow2_image *image);
  * part of its chain (by device and inode); `range` when the chain gets longer than 200 images.
  */
 int qcow2_image_attach_data(struct qcow2_image *image, struct qcow2_store *store, struct qcow2_error *err);
-int qcow2_image_attach_backing(struct qcow2_image *image, struct qcow2_image *backing, struct qcow2_error *err);
+int qcow2_image_attach_backing(struct qcow2_image *image, struct qcow2_image *backing,
+			       struct qcow2_error *err);
 
 /* NULL for raw images. */
 const struct qcow2_header *qcow2_image_header(const struct qcow2_image *image);
 uint64_t qcow2_image_size(const struct qcow2_image *image);
-struct qcow2_store *qcow2_image_store(const struct qcow2_image *image);        /* borrowed */
-struct qcow2_store *qcow2_image_data_store(const struct qcow2_image *image);   /* borrowed; NULL: not attached */
-struct qcow2_image *qcow2_image_backing(const struct qcow2_image *image);      /* borrowed; NULL: none */
+struct qcow2_store *qcow2_image_store(const struct qcow2_image *image); /* borrowed */
+struct qcow2_store *qcow2_image_data_store(
+	const struct qcow2_image *image);                                 /* borrowed; NULL: not attached */
+struct qcow2_image *qcow2_image_backing(const struct qcow2_image *image); /* borrowed; NULL: none */
 
 /* Bytes that came from the file: exact, not NUL-ended, maybe with a NUL inside. NULL when absent. */
 struct qcow2_bytes {
@@ -239,18 +238,18 @@ enum qcow2_extent_kind {
 };
 
 enum qcow2_extent_flags {
-	QCOW2_EXTENT_HOLES = 1 << 0,  /* ask the host for holes in every data run */
-	QCOW2_EXTENT_LAYER = 1 << 1,  /* this image only: UNALLOCATED stands for "ask the backing file" */
+	QCOW2_EXTENT_HOLES = 1 << 0, /* ask the host for holes in every data run */
+	QCOW2_EXTENT_LAYER = 1 << 1, /* this image only: UNALLOCATED stands for "ask the backing file" */
 };
 
 /* One run of the guest's disk. */
 struct qcow2_extent {
 	uint64_t offset, length; /* guest bytes */
 	enum qcow2_extent_kind kind;
-	uint32_t depth;     /* 0 this image, 1 its backing image, ... */
-	bool present;       /* some layer has it (zeros past a short layer's end count as its own) */
-	bool hole;          /* kind ZERO because the host has a hole where the tables say data */
-	bool copied;        /* COPIED is set: this data belongs to no snapshot */
+	uint32_t depth;            /* 0 this image, 1 its backing image, ... */
+	bool present;              /* some layer has it (zeros past a short layer's end count as its own) */
+	bool hole;                 /* kind ZERO because the host has a hole where the tables say data */
+	bool copied;               /* COPIED is set: this data belongs to no snapshot */
 	struct qcow2_image *image; /* the layer, borrowed */
 	struct qcow2_store *store; /* where host_offset counts, borrowed; NULL when not attached or none */
 	uint64_t host_offset;      /* UINT64_MAX: no place in a file */
@@ -279,19 +278,21 @@ int qcow2_image_l2_entry(struct qcow2_image *image, uint64_t l1_index, uint64_t 
 			 uint64_t *bitmap, uint64_t *host_offset, struct qcow2_error *err);
 /* What an L2 entry means, without judging whether its offsets are possible. */
 struct qcow2_l2_entry {
-	const char *kind; /* "data", "zero", "unallocated", "compressed", "mixed" (subclusters differ), "invalid" */
+	const char *
+		kind; /* "data", "zero", "unallocated", "compressed", "mixed" (subclusters differ), "invalid" */
 	bool has_host, copied;
-	uint64_t host_offset;          /* the cluster, or the first byte of the compressed stream */
-	uint32_t host_length;          /* compressed: bytes of the sectors */
-	uint32_t allocated, zero;      /* subcluster bits; bit 0 alone without extended L2 */
-	uint64_t reserved;             /* reserved bits that are set */
+	uint64_t host_offset;     /* the cluster, or the first byte of the compressed stream */
+	uint32_t host_length;     /* compressed: bytes of the sectors */
+	uint32_t allocated, zero; /* subcluster bits; bit 0 alone without extended L2 */
+	uint64_t reserved;        /* reserved bits that are set */
 };
 void qcow2_image_l2_decode(const struct qcow2_image *image, uint64_t raw, uint64_t bitmap,
 			   struct qcow2_l2_entry *out);
 int qcow2_image_reftable_entry(struct qcow2_image *image, uint64_t index, uint64_t *raw,
 			       struct qcow2_error *err);
 /* Reference count of host cluster number `cluster`. */
-int qcow2_image_refcount(struct qcow2_image *image, uint64_t cluster, uint64_t *count, struct qcow2_error *err);
+int qcow2_image_refcount(struct qcow2_image *image, uint64_t cluster, uint64_t *count,
+			 struct qcow2_error *err);
 /* L1 entries, L2 entries a table, refcount table entries, subclusters a cluster; 0 for raw images. */
 struct qcow2_geometry {
 	uint64_t l1_entries, l2_entries, reftable_entries, subclusters, cluster_size, refcount_bits;
@@ -330,5 +331,61 @@ int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_b
 /* The dirty or clean run at `offset`: as qcow2_image_extent. */
 int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_t offset, uint64_t limit,
 			      bool *dirty, uint64_t *length, struct qcow2_error *err);
+
+/* ---- jobs --------------------------------------------------------------------------------- */
+
+/*
+ * Long work is done in steps by worker threads: a step returns after about a tenth of a second with 1 (there
+ * is more), 0 (all is done) or the failure, which every later step repeats; *done of *total bytes are
+ * dealt with. A job may be freed at any moment: that joins its threads and lets go of everything. The images
+ * of a job are its own until it is freed: the caller does not use them between steps.
+ * Of several failures the one first in the disk's order is told.
+ */
+struct qcow2_copy_options {
+	uint64_t sparse_size; /* the shortest run of zeros that is left out of the target, a multiple of 512;
+			       * 0: everything takes space */
+	unsigned threads;     /* 0: one per processor */
+	bool target_exists;   /* write into the target as it is; else it is emptied and resized first */
+	bool target_is_zero;  /* with target_exists: all of it reads as zeros already */
+	bool salvage;         /* what cannot be read becomes zeros */
+	bool sync;            /* flush the target at the end */
+};
+
+struct qcow2_copy;
+
+/*
+ * Copies disks, one behind the other (each begins at a multiple of 512 bytes), into `target` as a raw disk.
+ * An existing target that is longer reads as zeros behind the copy. fails: `conflict` when the target is a
+ * file that is read; `range` when an existing target is too small.
+ */
+int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow2_store *target,
+		   const struct qcow2_copy_options *options, struct qcow2_copy **out,
+		   struct qcow2_error *err);
+int qcow2_copy_step(struct qcow2_copy *copy, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+/* Bytes that `salvage` made zeros so far. */
+uint64_t qcow2_copy_lost(const struct qcow2_copy *copy);
+void qcow2_copy_free(struct qcow2_copy *copy);
+
+enum qcow2_difference {
+	QCOW2_SAME,
+	QCOW2_DIFFERENT_CONTENT,
+	QCOW2_DIFFERENT_SIZE,       /* strict only */
+	QCOW2_DIFFERENT_ALLOCATION, /* strict only */
+};
+
+struct qcow2_compare;
+
+/*
+ * Compares two disks as the guest sees them. Where one has ended the other must be zeros. `strict`: sizes must
+ * be equal, and everywhere both must be of one kind (data, zeros, not allocated).
+ */
+int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict, unsigned threads,
+		      struct qcow2_compare **out, struct qcow2_error *err);
+int qcow2_compare_step(struct qcow2_compare *compare, uint64_t *done, uint64_t *total,
+		       struct qcow2_error *err);
+/* The verdict, once a step returned 0. gives: *offset = the first sector that differs, or where the kinds
+ * do; UINT64_MAX for other verdicts. */
+enum qcow2_difference qcow2_compare_result(const struct qcow2_compare *compare, uint64_t *offset);
+void qcow2_compare_free(struct qcow2_compare *compare);
 
 #endif

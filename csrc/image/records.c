@@ -15,13 +15,15 @@ enum { STEP = 1 << 16 };
  * read in steps that never go past the file's end nor `most` bytes. gives: the bytes and where each entry
  * begins.
  */
-static int read_records(struct qcow2_image *image, const char *what, uint64_t at, uint32_t count, uint64_t most,
-			uint32_t (*measure)(const uint8_t *, uint64_t), uint8_t **out, struct q2_vec *starts,
-			struct qcow2_error *err)
+static int read_records(struct qcow2_image *image, const char *what, uint64_t at, uint32_t count,
+			uint64_t most, uint32_t (*measure)(const uint8_t *, uint64_t), uint8_t **out,
+			struct q2_vec *starts, struct qcow2_error *err)
 {
 	q2_auto uint8_t *bytes = NULL;
 	uint64_t have = 0, room = 0, pos = 0;
-	uint64_t end = q2_min(most, image->meta.file_length > at ? image->meta.file_length - at : 0);
+	/* Entries are padded to 8 bytes, but the last one of a file may have been written without its padding. */
+	uint64_t stop = q2_round_up(image->meta.file_length, 8);
+	uint64_t end = q2_min(most, stop > at ? stop - at : 0);
 	struct q2_vec found = {0};
 	int rc = 0;
 
@@ -40,7 +42,8 @@ static int read_records(struct qcow2_image *image, const char *what, uint64_t at
 		}
 		if (have == end) {
 			rc = q2_error_set(err, QCOW2_E_CORRUPT, at + pos,
-					  "%s: entry %" PRIu32 " at offset %#" PRIx64 " runs past %s", what, i, at + pos,
+					  "%s: entry %" PRIu32 " at offset %#" PRIx64 " runs past %s", what,
+					  i, at + pos,
 					  have == most ? "the table's limit" : "the end of the file");
 			goto undo;
 		}
@@ -91,8 +94,9 @@ static int load_snapshots(struct qcow2_image *image, struct qcow2_error *err)
 	const struct qcow2_header *h = &image->meta.header;
 	if (image->snapshots_loaded || image->raw)
 		return 0;
-	int rc = read_records(image, "Snapshot table", h->snapshots_offset, h->nb_snapshots, Q2_MAX_SNAPSHOT_TABLE,
-			      measure_snapshot, &image->snapshot_table, &image->snapshots, err);
+	int rc = read_records(image, "Snapshot table", h->snapshots_offset, h->nb_snapshots,
+			      Q2_MAX_SNAPSHOT_TABLE, measure_snapshot, &image->snapshot_table,
+			      &image->snapshots, err);
 	image->snapshots_loaded = !rc;
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
@@ -112,7 +116,8 @@ int qcow2_image_snapshot(struct qcow2_image *image, uint32_t index, struct qcow2
 	if (rc)
 		return rc;
 	if (index >= image->snapshots.count)
-		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no snapshot number %" PRIu32, index);
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no snapshot number %" PRIu32,
+				    index);
 	uint32_t start = ((uint32_t *)image->snapshots.items)[index];
 	const uint8_t *bytes = image->snapshot_table + start;
 	struct q2_snapshot_record r;
@@ -156,15 +161,18 @@ static int load_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
 	struct q2_bitmaps_ext ext;
 	int rc = bitmaps_extension(image, &ext, err);
 	if (!rc && ext.count > Q2_MAX_BITMAPS)
-		rc = q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET, "Too many bitmaps: %" PRIu32, ext.count);
+		rc = q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET, "Too many bitmaps: %" PRIu32,
+				  ext.count);
 	if (!rc && ext.directory_size > Q2_MAX_BITMAP_DIRECTORY)
 		rc = q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET,
 				  "Bitmap directory too large: %" PRIu64 " bytes", ext.directory_size);
 	if (!rc && ext.count)
-		rc = q2_meta_bound(&image->meta, "Bitmap directory", ext.directory_offset, ext.directory_size, err);
+		rc = q2_meta_bound(&image->meta, "Bitmap directory", ext.directory_offset, ext.directory_size,
+				   err);
 	if (!rc)
-		rc = read_records(image, "Bitmap directory", ext.directory_offset, ext.count, ext.directory_size,
-				  measure_bitmap, &image->bitmap_directory, &image->bitmaps, err);
+		rc = read_records(image, "Bitmap directory", ext.directory_offset, ext.count,
+				  ext.directory_size, measure_bitmap, &image->bitmap_directory,
+				  &image->bitmaps, err);
 	image->bitmaps_loaded = !rc;
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
@@ -184,7 +192,8 @@ int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_b
 	if (rc)
 		return rc;
 	if (index >= image->bitmaps.count)
-		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no bitmap number %" PRIu32, index);
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no bitmap number %" PRIu32,
+				    index);
 	uint32_t start = ((uint32_t *)image->bitmaps.items)[index];
 	const uint8_t *bytes = image->bitmap_directory + start;
 	struct q2_bitmap_record r;
@@ -196,7 +205,8 @@ int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_b
 	if (r.granularity_bits < 9 || r.granularity_bits > 31)
 		return q2_image_blame(image,
 				      q2_error_set(err, QCOW2_E_CORRUPT, ext.directory_offset + start,
-						   "Bitmap %" PRIu32 ": granularity of 2^%u bytes is outside 2^9-2^31",
+						   "Bitmap %" PRIu32
+						   ": granularity of 2^%u bytes is outside 2^9-2^31",
 						   index, r.granularity_bits),
 				      err);
 	*out = (struct qcow2_bitmap){
@@ -228,11 +238,12 @@ static int load_bitmap_table(struct qcow2_image *image, uint32_t index, const st
 	if (bitmap->table_entries > Q2_MAX_BITMAP_TABLE ||
 	    bitmap->table_entries < q2_div_up(bytes, image->meta.geo.cluster_size))
 		return q2_error_set(err, QCOW2_E_CORRUPT, bitmap->offset,
-				    "Bitmap table of %" PRIu32 " entries does not fit a disk of %" PRIu64 " bytes",
+				    "Bitmap table of %" PRIu32 " entries does not fit a disk of %" PRIu64
+				    " bytes",
 				    bitmap->table_entries, image->size);
 	uint64_t *table;
-	int rc = q2_meta_read_table(&image->meta, "Bitmap table", bitmap->table_offset, bitmap->table_entries, &table,
-				    err);
+	int rc = q2_meta_read_table(&image->meta, "Bitmap table", bitmap->table_offset, bitmap->table_entries,
+				    &table, err);
 	if (rc)
 		return rc;
 	free(image->bitmap_table);
