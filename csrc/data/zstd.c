@@ -88,7 +88,7 @@ static int expand_stream(struct zstd_codec *z, const void *in, size_t in_length,
 
 		if (status == 0 && !is_frame((const uint8_t *)in + source.pos, in_length - source.pos))
 			return q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET,
-					    "no zstd frame begins after %zu of %zu bytes", target.pos,
+					    "the zstd stream has no frame after %zu of %zu bytes", target.pos,
 					    out_length);
 		status = ZSTD_decompressStream(z->decoder, &target, &source);
 		if (ZSTD_isError(status)) {
