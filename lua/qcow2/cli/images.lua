@@ -232,4 +232,18 @@ function images.open(context, name, asked)
   return image
 end
 
+---A property that is read from the image's tables when it is asked for, and raises when they are damaged.
+---@param image qcow2.image
+---@param name string
+---@return any value, string? message
+function images.table_of(image, name)
+  local fine, value = pcall(function()
+    return image[name]
+  end)
+  if not fine then
+    return nil, images.could_not_open(image.path, tostring(value))
+  end
+  return value
+end
+
 return images

@@ -166,9 +166,9 @@ local function wanted_snapshot(word)
   return wanted
 end
 
-local function find_snapshot(image, wanted)
+local function find_snapshot(snapshots, wanted)
   local function find(fits)
-    for _, snapshot in ipairs(image.snapshots or {}) do
+    for _, snapshot in ipairs(snapshots) do
       if fits(snapshot) then
         return snapshot
       end
@@ -205,8 +205,14 @@ local function open_sources(context, values, opened)
     end
     opened[index] = image
     if wanted then
-      local snapshot = find_snapshot(image, wanted)
-      if not snapshot then
+      local snapshots, why = {}, nil
+      if image.format == "qcow2" then
+        snapshots, why = images.table_of(image, "snapshots")
+      end
+      local snapshot = snapshots and find_snapshot(snapshots, wanted)
+      if not snapshots then
+        return nil, why
+      elseif not snapshot then
         return nil, "Failed to load snapshot: Can't find snapshot"
       end
       local disk

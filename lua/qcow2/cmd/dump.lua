@@ -9,10 +9,16 @@ local json = require("qcow2.cli.json")
 local options = require("qcow2.cli.options")
 local text = require("qcow2.cli.text")
 
-local SHOWN_BYTES = 16
+-- Bytes of a row that people see, and programs.
+local SHOWN, GIVEN = 8, 512
 
 local function hex(value)
   return ("0x%x"):format(value)
+end
+
+-- Table entries use all 64 bits: as a number many would be negative.
+local function raw_word(word)
+  return ("0x%016x"):format(word)
 end
 
 local function named_bits(image, type)
@@ -79,6 +85,9 @@ local function header_structure(image)
     local value = header[name]
     if offset + width <= length then
       local meaning = MEANINGS[name] and MEANINGS[name](image, value) or hex(value)
+      if name:find("_features$") then
+        value = raw_word(value)
+      end
       rows[#rows + 1] = { offset = offset, length = width, name = name, meaning = meaning, value = value }
     end
   end
@@ -174,7 +183,7 @@ local function refcount_structures(image, put)
         length = 8,
         name = ("entry %d"):format(index),
         meaning = "refcount block at " .. hex(entry.offset),
-        value = entry.raw,
+        value = raw_word(entry.raw),
       }
       blocks[#blocks + 1] = { index = index, offset = entry.offset }
     end
@@ -249,15 +258,15 @@ local function l2_structure(image, owner, l1_index, offset, table_of_entries)
       length = (to - from + 1) * width,
       name = ("entry %s"):format(span(from, to)),
       meaning = entry_meaning(image, head, to - from + 1),
-      value = head.raw,
+      value = raw_word(head.raw),
     }
   end)
   return { name = ("%sL2 table %d"):format(owner, l1_index), offset = offset, length = width * #table_of_entries,
     rows = rows }
 end
 
-local function l1_structures(image, owner, l1, offset, put)
-  local rows, tables = {}, {}
+local function l1_structures(image, owner, offset, put)
+  local rows, tables, l1 = {}, {}, image.l1
   for index = 0, #l1 - 1 do
     local entry = l1[index]
     if entry.raw ~= 0 then
@@ -266,7 +275,7 @@ local function l1_structures(image, owner, l1, offset, put)
         length = 8,
         name = ("entry %d"):format(index),
         meaning = ("L2 table at %s%s"):format(hex(entry.offset), entry.copied and ", copied" or ""),
-        value = entry.raw,
+        value = raw_word(entry.raw),
       }
       tables[#tables + 1] = index
     end
@@ -310,7 +319,7 @@ local function snapshot_structures(image, put)
     local owner = ("snapshot %s "):format(text.escape(snapshot.id))
     local disk <close>, message = image:snapshot(snapshot.id)
     if disk then
-      l1_structures(disk, owner, disk.l1, snapshot.l1_offset, put)
+      l1_structures(disk, owner, snapshot.l1_offset, put)
     else
       put({ name = owner .. "L1 table", offset = snapshot.l1_offset, length = 8 * snapshot.l1_entries, rows = {},
         problem = message })
@@ -330,7 +339,7 @@ local function bitmap_table(image, file, bitmap)
     local offset = raw & 0x00fffffffffffe00
     local meaning = offset ~= 0 and "bits at " .. hex(offset) or raw & 1 == 1 and "all ones" or "all zeros"
     return { offset = bitmap.table_offset + 8 * from, length = 8 * (to - from + 1),
-      name = ("entry %s"):format(span(from, to)), meaning = meaning, value = raw }
+      name = ("entry %s"):format(span(from, to)), meaning = meaning, value = raw_word(raw) }
   end)
   return { name = ("bitmap %q table"):format(text.escape(bitmap.name)), offset = bitmap.table_offset,
     length = 8 * bitmap.table_entries, rows = rows }
@@ -367,21 +376,22 @@ local function bitmap_structures(image, file, put)
   end
 end
 
-local function bytes_of(file, row)
-  local count = math.min(row.length, SHOWN_BYTES)
+local function bytes_of(file, row, most)
+  local count = math.min(row.length, most)
   if not file:seek("set", row.offset) then
     return ""
   end
   local bytes = file:read(count) or ""
   return (bytes:gsub(".", function(char)
     return ("%02x "):format(char:byte())
-  end):gsub(" $", "")) .. (row.length > SHOWN_BYTES and " .." or "")
+  end):gsub(" $", "")) .. (row.length > most and " .." or "")
 end
 
 local function print_human(context, file, structure)
   context:write(("%s at %s, %d bytes\n"):format(structure.name, hex(structure.offset), structure.length))
   for _, row in ipairs(structure.rows) do
-    context:write(("  %#014x  %-23s  %-24s %s\n"):format(row.offset, bytes_of(file, row), row.name, row.meaning))
+    context:write(("  0x%010x  %-26s  %-23s  %s\n"):format(row.offset, bytes_of(file, row, SHOWN), row.name,
+      row.meaning))
   end
   if structure.problem then
     context:write("  ! ", text.escape(structure.problem), "\n")
@@ -394,7 +404,7 @@ local function json_of(file, structure)
     rows[index] = json.object("offset length bytes name value meaning", {
       offset = row.offset,
       length = row.length,
-      bytes = bytes_of(file, row),
+      bytes = bytes_of(file, row, GIVEN),
       name = row.name,
       value = row.value,
       meaning = row.meaning,
@@ -451,13 +461,20 @@ function dump.run(context, values)
       print_human(context, file, structure)
     end
   end
+  -- A damaged table raises when it is read; what can be shown of the others is shown.
+  local function part(name, make, ...)
+    local fine, problem = pcall(make, ...)
+    if not fine then
+      put({ name = name, offset = 0, length = 0, rows = {}, problem = tostring(problem) })
+    end
+  end
   put(header_structure(image))
   put(extensions_structure(image))
   put(backing_structure(image))
-  refcount_structures(image, put)
-  l1_structures(image, "", image.l1, image.header.l1_table_offset, put)
-  snapshot_structures(image, put)
-  bitmap_structures(image, file, put)
+  part("refcount table", refcount_structures, image, put)
+  part("L1 table", l1_structures, image, "", image.header.l1_table_offset, put)
+  part("snapshot table", snapshot_structures, image, put)
+  part("bitmap directory", bitmap_structures, image, file, put)
   if as_json then
     context:write("\n]\n")
   end

@@ -41,7 +41,9 @@ local function plain(value, depth)
   for name, item in pairs(value) do
     if type(name) == "string" and not name:find("%s") then
       names[#names + 1] = name
-      members[name] = plain(item, depth - 1)
+      -- Raw words use all 64 bits: as a number many would be negative.
+      local is_word = math.type(item) == "integer" and (name:find("_raw$") or name == "bitmap")
+      members[name] = is_word and ("0x%016x"):format(item) or plain(item, depth - 1)
     end
   end
   table.sort(names)

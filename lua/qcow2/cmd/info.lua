@@ -63,7 +63,7 @@ local function data_file_members(image, members)
   end
 end
 
-local function specific_object(image)
+local function specific_object(image, bitmaps)
   local members = {
     compat = image.version == 2 and "0.10" or "1.1",
     ["compression-type"] = image.compression_type,
@@ -74,7 +74,7 @@ local function specific_object(image)
     members["lazy-refcounts"] = image.lazy_refcounts or false
     members.corrupt = image.corrupt or false
     members["extended-l2"] = image.extended_l2 or false
-    members.bitmaps = map_list(image.bitmaps, bitmap_object)
+    members.bitmaps = map_list(bitmaps, bitmap_object)
     data_file_members(image, members)
   end
   return json.object("type data", { type = "qcow2", data = json.object(SPECIFIC, members) })
@@ -93,7 +93,7 @@ local function file_object(image)
   })
 end
 
-local function node_object(image)
+local function node_object(image, snapshots, bitmaps)
   local file = file_object(image)
   local members = {
     children = { json.object("name info", { name = "file", info = file }) },
@@ -106,8 +106,8 @@ local function node_object(image)
   if image.format == "qcow2" then
     members["cluster-size"] = image.cluster_size
     members.encrypted = image.encryption and true or nil
-    members["format-specific"] = specific_object(image)
-    members.snapshots = map_list(image.snapshots, snapshot_object)
+    members["format-specific"] = specific_object(image, bitmaps)
+    members.snapshots = map_list(snapshots, snapshot_object)
     if image.backing_file then
       members["backing-filename"] = image.backing_file
       members["full-backing-filename"] = images.resolve(image.path, image.backing_file)
@@ -197,7 +197,18 @@ local function print_node(context, node, snapshots, indent, protocol)
 end
 
 local function look_at(image)
-  return { object = node_object(image), snapshots = image.snapshots or {} }
+  if image.format ~= "qcow2" then
+    return { object = node_object(image), snapshots = {} }
+  end
+  local snapshots, message = images.table_of(image, "snapshots")
+  if not snapshots then
+    return nil, message
+  end
+  local bitmaps, why = images.table_of(image, "bitmaps")
+  if not bitmaps then
+    return nil, why
+  end
+  return { object = node_object(image, snapshots, bitmaps), snapshots = snapshots }
 end
 
 -- The nodes to show, top first, each with its snapshots; nil and a message when one of the chain does not open.
@@ -209,20 +220,26 @@ local function collect(context, values)
   if not image then
     return nil, message
   end
-  local nodes = { look_at(image) }
-  if not values.backing_chain then
+  local top, why = look_at(image)
+  local nodes = { top }
+  if not top then
+    return nil, why
+  elseif not values.backing_chain then
     return nodes
   end
   for depth, link in ipairs(image:chain()) do
     if link.missing then
-      return nil, images.could_not_open(link.path or name, link.missing)
+      return nil, images.could_not_open(link.path, link.missing)
     elseif depth > 1 then
-      local below <close>, why = images.open(context, link.path,
+      local below <close>, refused = images.open(context, link.path,
         { format = link.format, force_share = values.force_share })
       if not below then
+        return nil, refused
+      end
+      nodes[depth], why = look_at(below)
+      if not nodes[depth] then
         return nil, why
       end
-      nodes[depth] = look_at(below)
     end
   end
   return nodes

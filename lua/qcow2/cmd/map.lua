@@ -24,16 +24,44 @@ local map = {
   operands = { { name = "FILE", help = "the image" } },
 }
 
+-- What `entry_of` must know of each layer of the chain: its size, and how its holes are to be told.
+local function layers_of(image)
+  local layers = {}
+  for index, link in ipairs(image:chain()) do
+    if link.image then
+      local qcow = link.format == "qcow2"
+      layers[index] = {
+        size = link.size,
+        -- Data by the tables and a hole for the host: QEMU says both where it finds metadata preallocated.
+        both = qcow and link.image.preallocated,
+        -- Where it does not, it does not look for holes inside a qcow2 file.
+        ignored = qcow and not link.image.external_data,
+      }
+    end
+  end
+  return layers
+end
+
 -- One extent as QEMU's map names its properties.
-local function entry_of(extent, encrypted)
-  local kind = extent.kind
+local function entry_of(extent, layers, encrypted)
+  local kind, depth, present = extent.kind, extent.depth, extent.present
+  local layer = layers[depth + 1]
+  local data = kind == "data" or kind == "compressed"
+  local zero = not data
+  if extent.hole and layer then
+    data = layer.both or layer.ignored
+    zero = layer.both or not data
+  elseif depth > 0 and layer and extent.offset >= layer.size then
+    -- Past the end of a short backing file it is the layer above that says zeros, and nobody holds them.
+    depth, present = depth - 1, false
+  end
   return {
     start = extent.offset,
     length = extent.length,
-    depth = extent.depth,
-    present = extent.present,
-    zero = kind == "zero" or kind == "unallocated",
-    data = kind == "data" or kind == "compressed",
+    depth = depth,
+    present = present,
+    zero = zero,
+    data = data,
     compressed = kind == "compressed",
     -- A compressed stream or a cipher text has no byte for each byte of the disk.
     offset = not encrypted and kind ~= "compressed" and extent.host_offset or nil,
@@ -52,7 +80,7 @@ local function continues(last, next_entry)
 end
 
 local function print_human(context, entry)
-  if not entry.data then
+  if not entry.data or entry.zero then
     return true
   elseif not entry.offset then
     return nil, "File contains external, encrypted or compressed clusters."
@@ -85,6 +113,7 @@ local function list(context, image, start, length, print_entry)
   local entry = { start = start, length = 0, depth = 0, present = false, zero = false, data = false,
     compressed = false }
   if length > 0 then
+    local layers = layers_of(image)
     local next_extent = image:extents({ start = start, length = length })
     while true do
       -- The iterator raises what the world does.
@@ -94,7 +123,7 @@ local function list(context, image, start, length, print_entry)
       elseif not extent then
         break
       end
-      local found = entry_of(extent, image.encryption)
+      local found = entry_of(extent, layers, image.encryption)
       if entry.length > 0 and continues(entry, found) then
         entry.length = entry.length + found.length
       else

@@ -129,8 +129,9 @@ local function read_chunks(context, environment, interactive)
       break
     end
     number = number + 1
-    local code, name = line, ("=line %d"):format(number)
-    local chunk, message, incomplete = compile(code, name, environment)
+    -- Empty lines in front make the line numbers of messages right.
+    local code = ("\n"):rep(number - 1) .. line
+    local chunk, message, incomplete = compile(code, "=stdin", environment)
     while not chunk and incomplete do
       line = ask("    >> ")
       if not line then
@@ -138,7 +139,7 @@ local function read_chunks(context, environment, interactive)
       end
       number = number + 1
       code = code .. line
-      chunk, message, incomplete = compile(code, name, environment)
+      chunk, message, incomplete = compile(code, "=stdin", environment)
     end
     if not chunk then
       context:report(position_of(message))
