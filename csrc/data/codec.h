@@ -28,11 +28,12 @@ const char *q2_codec_name(int compression);
 const char *q2_codec_backend(int compression);
 
 /*
- * needs: `in` holds in_length bytes; trailing bytes after the stream's end are normal (the descriptor
+ * needs: out_length > 0; `in` holds in_length bytes; trailing bytes after the stream's end are normal (the descriptor
  * counts 512-byte sectors) and ignored. gives: exactly out_length bytes in `out`.
  * A deflate stream that would go on past out_length simply stops there; one that ends or breaks before
- * is `corrupt`. A zstd frame must yield at least out_length; its window is capped at 8 MiB or so, never
- * at what the frame claims. Never reads past in_length or writes past out_length; on failure `out`
+ * is `corrupt`, and one that is visibly broken right behind the last byte (QEMU refuses it too). zstd
+ * frames must yield at least out_length together; a window is capped at 8 MiB, never at what a frame claims
+ * (one whole frame of at most out_length needs none). Never reads past in_length or writes past out_length; on failure `out`
  * holds garbage. The error's text does not name offsets: the caller prefixes them.
  */
 int q2_codec_expand(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_length,
@@ -40,8 +41,8 @@ int q2_codec_expand(struct q2_codec *codec, const void *in, size_t in_length, vo
 
 /*
  * gives: *used = bytes of the stream, 0 when it does not fit in out_room (incompressible: store plainly).
- * Speed and size: never larger over a file than what QEMU writes (zlib level 6 with a 4 KiB window;
- * zstd level 3), several times faster for deflate.
+ * Speed and size: over a whole file system no larger than what QEMU writes (zlib level 6 with a 4 KiB
+ * window; zstd level 3), several times faster for deflate; deflate.c has the figures.
  */
 int q2_codec_compress(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_room,
 		      size_t *used, struct qcow2_error *err);
