@@ -24,11 +24,20 @@ describe("A chain:", function()
       assert.are.same({ image.path, table.unpack(image.chain) }, names)
     end)
 
-    it("has no layer below when opened with backing = false", function()
+    it("shows its own layer, and refuses what lies below, when opened with backing = false", function()
       local image = get()
       local img <close> = assert(qcow2.open(image.path, { backing = false }))
       reading.none(judge.layer(img, image.path))
-      for e in img:extents() do assert.are.equal(0, e.depth) end
+      for e in img:extents({ layer = true }) do
+        assert.are.equal(0, e.depth)
+        if e.kind == "unallocated" then
+          local bytes, message, kind = img:read(e.offset, 1)
+          assert.is_nil(bytes)
+          assert.is_string(message)
+          assert.are.equal("missing", kind)
+          break
+        end
+      end
     end)
   end)
 end)

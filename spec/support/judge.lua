@@ -32,8 +32,13 @@ function judge.bytes(ours, theirs, what)
     #theirs, low, show(ours:sub(low + 1, low + 8)), show(theirs:sub(low + 1, low + 8)))
 end
 
--- Members that ours has and qemu-img 7.2 has not: `children` came with QEMU 8; the data file's are our own.
+-- Members that ours has and qemu-img 7.2 has not: `children` and a raw image's `format-specific` came with
+-- QEMU 8; the data file's are our own.
 local NEW_MEMBERS = { ["children"] = true, ["data-file-path"] = true, ["data-file-note"] = true }
+
+local function is_new(key, object)
+  return NEW_MEMBERS[key] or key == "format-specific" and object.format == "raw"
+end
 
 local function compare_json(list, ours, theirs, where)
   if type(ours) ~= "table" or type(theirs) ~= "table" then
@@ -44,7 +49,7 @@ local function compare_json(list, ours, theirs, where)
     compare_json(list, ours[key], value, ("%s.%s"):format(where, key))
   end
   for key in pairs(ours) do
-    if theirs[key] == nil and not NEW_MEMBERS[key] then add(list, "%s: only ours has %s", where, key) end
+    if theirs[key] == nil and not is_new(key, ours) then add(list, "%s: only ours has %s", where, key) end
   end
 end
 
@@ -92,11 +97,13 @@ end
 
 local MAP_MEMBERS = { "depth", "present", "zero", "data" }
 
--- Runs that say the same and go on where the last one ended become one.
+-- Runs that say the same and go on where the last one ended become one. QEMU also tells the place kept for
+-- subclusters that hold nothing, ours does not: where nothing is present, no place is compared.
 local function merge(entries)
   local list = {}
   for _, e in ipairs(entries) do
     local last = list[#list]
+    if not e.present then e.offset = nil end
     local same = last and last.start + last.length == e.start
       and (last.offset and last.offset + last.length) == e.offset
     for _, member in ipairs(MAP_MEMBERS) do same = same and last[member] == e[member] end
@@ -236,7 +243,10 @@ end
 function judge.layer(img, path, snapshot)
   local list, ours = {}, {}
   local theirs <close> = decoder.open(path)
-  for e in img:extents({ depth = 1, raw_zeros = true }) do ours[#ours + 1] = e end
+  for e in img:extents({ layer = true }) do
+    if e.hole then e.kind = "data" end -- the tables say data, the host has a hole there
+    ours[#ours + 1] = e
+  end
   ours = runs(ours)
   local expected = runs(theirs:map(snapshot and theirs.snapshots[snapshot]))
   for i = 1, math.max(#ours, #expected) do

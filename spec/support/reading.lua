@@ -2,6 +2,7 @@
 -- The specs that every fixture gets: described, mapped and read as QEMU does, decoded as the decoder does.
 -- To be called inside a spec file, which has busted's words in its environment.
 
+local assert = require "luassert"
 local decoder = require "spec.support.decoder"
 local fixtures = require "spec.support.fixtures"
 local judge = require "spec.support.judge"
@@ -11,7 +12,7 @@ local reading = {}
 
 --- One difference a line; passes when there is none.
 function reading.none(differences)
-  assert(#differences == 0, table.concat(differences, "\n"))
+  assert.are.equal("", table.concat(differences, "\n"))
 end
 
 --- Describes every recipe of a group. words: busted's functions of the spec file; more(recipe, get):
