@@ -28,13 +28,14 @@ const char *q2_codec_name(int compression);
 const char *q2_codec_backend(int compression);
 
 /*
- * needs: out_length > 0; `in` holds in_length bytes; trailing bytes after the stream's end are normal (the descriptor
- * counts 512-byte sectors) and ignored. gives: exactly out_length bytes in `out`.
- * A deflate stream that would go on past out_length simply stops there; one that ends or breaks before
- * is `corrupt`, and one that is visibly broken right behind the last byte (QEMU refuses it too). zstd
- * frames must yield at least out_length together; a window is capped at 8 MiB, never at what a frame claims
- * (one whole frame of at most out_length needs none). Never reads past in_length or writes past out_length; on failure `out`
- * holds garbage. The error's text does not name offsets: the caller prefixes them.
+ * needs: out_length > 0; `in` holds in_length bytes; trailing bytes after the stream's end are normal (the
+ * descriptor counts 512-byte sectors) and ignored. gives: exactly out_length bytes in `out`.
+ * A deflate stream that would go on past out_length simply stops there; one that ends or breaks before is
+ * `corrupt`, and so is one that is visibly broken right behind the last byte (QEMU refuses it too).
+ * zstd frames must yield at least out_length together; a window is capped at 8 MiB, never at what a frame
+ * claims (one whole frame of at most out_length needs none).
+ * Never reads past in_length or writes past out_length; on failure `out` holds garbage. The error's text
+ * does not name offsets: the caller prefixes them.
  */
 int q2_codec_expand(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_length,
 		    struct qcow2_error *err);
