@@ -10,7 +10,8 @@ struct q2_slot {
 	uint64_t at;
 	uint8_t *bytes; /* owned */
 	uint32_t next;  /* in the bucket: slot number + 1 */
-	bool valid, recent;
+	uint8_t kind;   /* enum q2_table, once edited */
+	bool valid, recent, dirty, fresh;
 };
 
 void q2_cache_init(struct q2_cache *cache, struct qcow2_store *store, uint32_t cluster_size, uint64_t bound)
@@ -32,7 +33,8 @@ void q2_cache_free(struct q2_cache *cache)
 void q2_cache_drop(struct q2_cache *cache)
 {
 	for (uint32_t i = 0; i < cache->used; i++)
-		cache->slots[i].valid = false;
+		cache->slots[i].valid = cache->slots[i].dirty = false;
+	cache->dirty = 0;
 	if (cache->buckets)
 		memset(cache->buckets, 0, cache->bucket_count * sizeof *cache->buckets);
 }
@@ -52,10 +54,10 @@ static void unlink_slot(struct q2_cache *cache, uint32_t number)
 	slot->valid = false;
 }
 
-/* Room for one more slot: the arrays double up to the bound, the hash is rebuilt. */
-static int grow(struct q2_cache *cache)
+/* Room for more slots: the arrays double up to `most`, the hash is rebuilt. */
+static int grow(struct q2_cache *cache, uint32_t most)
 {
-	uint32_t room = cache->room ? (uint32_t)q2_min(cache->room * 2ull, cache->most) : 16;
+	uint32_t room = cache->room ? (uint32_t)q2_min(cache->room * 2ull, most) : 16;
 	uint32_t buckets = 16;
 	while (buckets < room)
 		buckets *= 2;
@@ -86,7 +88,11 @@ static int empty_slot(struct q2_cache *cache, uint32_t *number)
 {
 	if (cache->used == cache->room && cache->room < cache->most) {
 		/* Without memory for a larger cache the one there is goes on working. */
-		if (grow(cache) && cache->used == 0)
+		if (grow(cache, cache->most) && cache->used == 0)
+			return QCOW2_E_NOMEM;
+	} else if (cache->used == cache->room && cache->dirty == cache->used) {
+		/* Nothing can leave: past the bound until the next commit. */
+		if (grow(cache, UINT32_MAX))
 			return QCOW2_E_NOMEM;
 	}
 	if (cache->used < cache->room) {
@@ -96,13 +102,15 @@ static int empty_slot(struct q2_cache *cache, uint32_t *number)
 			*number = cache->used++;
 			return 0;
 		}
-		if (cache->used == 0)
+		if (cache->used == cache->dirty)
 			return QCOW2_E_NOMEM;
 	}
-	for (;;) {
+	for (;;) { /* ends: a clean slot exists, and the second time round none is recent */
 		uint32_t hand = cache->hand;
 		cache->hand = (hand + 1) % cache->used;
 		struct q2_slot *slot = &cache->slots[hand];
+		if (slot->dirty)
+			continue;
 		if (slot->valid && slot->recent) {
 			slot->recent = false;
 			continue;
@@ -114,34 +122,141 @@ static int empty_slot(struct q2_cache *cache, uint32_t *number)
 	}
 }
 
-int q2_cache_get(struct q2_cache *cache, q2_host at, uint8_t **bytes, struct qcow2_error *err)
+static struct q2_slot *find(const struct q2_cache *cache, uint64_t at)
 {
-	if (cache->bucket_count) {
-		for (uint32_t i = cache->buckets[bucket_of(cache, at.v)]; i; i = cache->slots[i - 1].next) {
-			struct q2_slot *slot = &cache->slots[i - 1];
-			if (slot->at == at.v) {
-				slot->recent = true;
-				cache->hits++;
-				*bytes = slot->bytes;
-				return 0;
-			}
-		}
+	if (!cache->bucket_count)
+		return NULL;
+	for (uint32_t i = cache->buckets[bucket_of(cache, at)]; i; i = cache->slots[i - 1].next)
+		if (cache->slots[i - 1].at == at)
+			return &cache->slots[i - 1];
+	return NULL;
+}
+
+/* Enters slot `number`, whose bytes are ready, as the slice at `at`. */
+static struct q2_slot *enter(struct q2_cache *cache, uint32_t number, uint64_t at)
+{
+	struct q2_slot *slot = &cache->slots[number];
+	uint32_t bucket = bucket_of(cache, at);
+	slot->at = at;
+	/* Not recent yet: a slice that a scan touches once leaves before those used again. */
+	slot->recent = slot->dirty = slot->fresh = false;
+	slot->valid = true;
+	slot->next = cache->buckets[bucket];
+	cache->buckets[bucket] = number + 1;
+	return slot;
+}
+
+static int get(struct q2_cache *cache, uint64_t at, struct q2_slot **out, struct qcow2_error *err)
+{
+	struct q2_slot *slot = find(cache, at);
+	if (slot) {
+		slot->recent = true;
+		cache->hits++;
+		*out = slot;
+		return 0;
 	}
 	cache->misses++;
 	uint32_t number;
 	if (empty_slot(cache, &number))
 		return q2_error_nomem(err);
-	struct q2_slot *slot = &cache->slots[number];
-	int rc = qcow2_store_read(cache->store, at.v, slot->bytes, cache->slice, err);
+	int rc = qcow2_store_read(cache->store, at, cache->slots[number].bytes, cache->slice, err);
+	if (!rc)
+		*out = enter(cache, number, at);
+	return rc;
+}
+
+int q2_cache_get(struct q2_cache *cache, q2_host at, uint8_t **bytes, struct qcow2_error *err)
+{
+	struct q2_slot *slot;
+	int rc = get(cache, at.v, &slot, err);
+	if (!rc)
+		*bytes = slot->bytes;
+	return rc;
+}
+
+static void mark(struct q2_cache *cache, struct q2_slot *slot, enum q2_table kind)
+{
+	cache->dirty += !slot->dirty;
+	slot->dirty = true;
+	slot->kind = (uint8_t)kind;
+}
+
+int q2_cache_edit(struct q2_cache *cache, q2_host at, enum q2_table kind, uint8_t **bytes,
+		  struct qcow2_error *err)
+{
+	struct q2_slot *slot;
+	int rc = get(cache, at.v, &slot, err);
 	if (rc)
 		return rc;
-	slot->at = at.v;
-	/* Not recent yet: a slice that a scan touches once leaves before those used again. */
-	slot->recent = false;
-	slot->valid = true;
-	uint32_t bucket = bucket_of(cache, at.v);
-	slot->next = cache->buckets[bucket];
-	cache->buckets[bucket] = number + 1;
+	mark(cache, slot, kind);
 	*bytes = slot->bytes;
 	return 0;
+}
+
+int q2_cache_new(struct q2_cache *cache, q2_host at, uint64_t length, enum q2_table kind, const uint8_t *bytes,
+		 struct qcow2_error *err)
+{
+	for (uint64_t done = 0; done < length; done += cache->slice) {
+		struct q2_slot *slot = find(cache, at.v + done);
+		if (!slot) {
+			uint32_t number;
+			if (empty_slot(cache, &number)) {
+				q2_cache_forget(cache, at, done);
+				return q2_error_nomem(err);
+			}
+			slot = enter(cache, number, at.v + done);
+		}
+		if (bytes)
+			memcpy(slot->bytes, bytes + done, cache->slice);
+		else
+			memset(slot->bytes, 0, cache->slice);
+		mark(cache, slot, kind);
+		slot->fresh = true;
+	}
+	return 0;
+}
+
+static int by_offset(const void *a, const void *b)
+{
+	const struct q2_slot *x = *(struct q2_slot *const *)a, *y = *(struct q2_slot *const *)b;
+	return (x->at > y->at) - (x->at < y->at);
+}
+
+int q2_cache_write(struct q2_cache *cache, unsigned kinds, bool fresh_only, bool *wrote,
+		   struct qcow2_error *err)
+{
+	if (!cache->dirty)
+		return 0;
+	q2_auto struct q2_slot **list = q2_new(cache->dirty, sizeof *list);
+	if (!list)
+		return q2_error_nomem(err);
+	uint32_t count = 0;
+	for (uint32_t i = 0; i < cache->used; i++) {
+		struct q2_slot *slot = &cache->slots[i];
+		if (slot->dirty && (slot->kind & kinds) && (slot->fresh || !fresh_only))
+			list[count++] = slot;
+	}
+	qsort(list, count, sizeof(struct q2_slot *), by_offset);
+	for (uint32_t i = 0; i < count; i++) {
+		struct q2_slot *slot = list[i];
+		int rc = qcow2_store_write(cache->store, slot->at, slot->bytes, cache->slice, err);
+		if (rc)
+			return q2_error_prefix(err, rc, "Could not write a metadata table");
+		slot->dirty = slot->fresh = false;
+		cache->dirty--;
+		*wrote = true;
+	}
+	return 0;
+}
+
+void q2_cache_forget(struct q2_cache *cache, q2_host at, uint64_t length)
+{
+	for (uint64_t done = 0; done < length; done += cache->slice) {
+		struct q2_slot *slot = find(cache, at.v + done);
+		if (!slot)
+			continue;
+		cache->dirty -= slot->dirty;
+		slot->dirty = slot->fresh = false;
+		unlink_slot(cache, (uint32_t)(slot - cache->slots));
+	}
 }

@@ -113,17 +113,13 @@ end
 
 -- ---- attaching -----------------------------------------------------------------------------
 
-local function identity_key(store)
-  local device, inode = store:identity()
-  return device and device .. ":" .. inode
-end
-
 local function attach_data(self, state)
   local header = raw.header_fields(self)
   if not header or header.incompatible_features & 4 == 0 or raw.attached(self) then
     return true
   end
-  local path, message, kind, errno = state.data_file, nil, nil, nil
+  local path = state.data_file
+  local message, kind, errno
   local named = path ~= nil
   if path == false then
     return nil, "The external data file was not to be attached (data_file = false)", "missing"
@@ -162,7 +158,8 @@ local function open_backing(self, state)
   if type(state.backing) == "userdata" then
     return state.backing, state_of(state.backing)
   end
-  local path, message, kind, errno = state.backing, nil, nil, nil
+  local path = state.backing
+  local message, kind, errno
   local named = path ~= nil
   format = state.backing_format or format
   if not path then
