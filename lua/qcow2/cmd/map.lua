@@ -24,9 +24,10 @@ local map = {
   operands = { { name = "FILE", help = "the image" } },
 }
 
--- What `entry_of` must know of each layer of the chain: its size, and how its holes are to be told.
+-- What `entry_of` must know of each layer of the chain: its size, and how its holes are to be told. `holes`: the
+-- host is to be asked, for at least one layer.
 local function layers_of(image)
-  local layers = {}
+  local layers = { holes = false }
   for index, link in ipairs(image:chain()) do
     if link.image then
       local qcow = link.format == "qcow2"
@@ -37,6 +38,7 @@ local function layers_of(image)
         -- Where it does not, it does not look for holes inside a qcow2 file.
         ignored = qcow and not link.image.external_data,
       }
+      layers.holes = layers.holes or layers[index].both
     end
   end
   return layers
@@ -114,7 +116,7 @@ local function list(context, image, start, length, print_entry)
     compressed = false }
   if length > 0 then
     local layers = layers_of(image)
-    local next_extent = image:extents({ start = start, length = length })
+    local next_extent = image:extents({ start = start, length = length, holes = layers.holes })
     while true do
       -- The iterator raises what the world does.
       local fine, extent = pcall(next_extent)
