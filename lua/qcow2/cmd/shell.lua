@@ -107,8 +107,13 @@ local function run_chunk(context, chunk)
     context:report(results[2])
     return false
   end
-  for index = 2, results.n do
-    context:write(show_result(results[index]), index < results.n and "\t" or "\n")
+  -- Functions that may fail end their answer in nils when they did not.
+  local last = results.n
+  while last > 2 and results[last] == nil do
+    last = last - 1
+  end
+  for index = 2, last do
+    context:write(show_result(results[index]), index < last and "\t" or "\n")
   end
   io.stdout:flush()
   return true
