@@ -1,0 +1,139 @@
+-- SPDX-License-Identifier: MIT
+-- Reading: info, map, conversion to raw, expansion, random reads from Lua.
+local TIB = 1 << 40
+
+-- The same command line for both programs.
+local function both(bench, ...)
+  return {
+    { label = "qcow2", command = { bench.program, ... } },
+    { label = "qemu-img", command = { "qemu-img", ... } },
+  }
+end
+
+local function to_raw(bench, source, dir)
+  local list = {}
+  for _, one in ipairs(both(bench, "convert", "-f", "qcow2", "-O", "raw", source)) do
+    table.insert(one.command, bench:output(one.label, dir))
+    list[#list + 1] = one
+  end
+  return list
+end
+
+-- The largest sparse file that can be made here, up to 64 TiB: ext4 ends at 16 TiB.
+local function largest(bench)
+  for tib = 64, 1, -1 do
+    local dir = bench:room(tib * TIB)
+    if dir then
+      return tib, dir
+    end
+  end
+  error("no file of 1 TiB can be made here")
+end
+
+return function(bench)
+  local inputs = bench.inputs
+  local memory = { memory = "qemu-img" }
+
+  local function expand(kind)
+    return {
+      name = "convert " .. kind .. " to raw",
+      runs = 3,
+      same = true,
+      targets = { { faster = 2, than = "qemu-img" }, memory },
+      contenders = function()
+        return to_raw(bench, inputs:disk_compressed(kind))
+      end,
+    }
+  end
+
+  return {
+    {
+      name = "info, little image",
+      targets = { { faster = 2, than = "qemu-img" }, memory },
+      contenders = function()
+        return both(bench, "info", inputs:little())
+      end,
+    },
+    {
+      name = "info, empty 64 TiB",
+      targets = { { seconds = 0.05 }, memory },
+      contenders = function()
+        return both(bench, "info", inputs:empty(64))
+      end,
+    },
+    {
+      name = "map, empty 64 TiB",
+      targets = { { seconds = 0.05 }, memory },
+      contenders = function()
+        return both(bench, "map", "--output=json", inputs:empty(64))
+      end,
+    },
+    {
+      name = "convert, empty 64 TiB to raw",
+      same = true,
+      targets = { { seconds = 0.05 }, memory },
+      contenders = function()
+        local tib, dir = largest(bench)
+        return to_raw(bench, inputs:empty(tib), dir)
+      end,
+      note = function()
+        local tib, dir = largest(bench)
+        return ("a disk of %d TiB, raw file in %s"):format(tib, dir)
+      end,
+    },
+    {
+      name = "map, 1 TiB, all tables",
+      targets = { { faster = 10, than = "qemu-img" }, memory },
+      contenders = function()
+        return both(bench, "map", "--output=json", inputs:tables())
+      end,
+    },
+    {
+      name = "map, 1 TiB data file, all tables",
+      targets = { { faster = 10, than = "qemu-img" }, memory },
+      contenders = function()
+        return both(bench, "map", "--output=json", inputs:tables_data_file())
+      end,
+    },
+    {
+      name = "convert 64 GiB data file to raw",
+      runs = 3,
+      same = true,
+      targets = { { seconds = 0.2 }, memory },
+      contenders = function()
+        return to_raw(bench, inputs:sparse_data_file())
+      end,
+    },
+    {
+      name = "convert 4 GiB qcow2 to raw",
+      runs = 5,
+      same = true,
+      targets = { { within = 1.15, of = "cp" }, { faster = 1, than = "qemu-img" }, memory },
+      contenders = function()
+        local list = to_raw(bench, inputs:disk_qcow2())
+        table.insert(list, {
+          label = "cp",
+          command = { "cp", "--sparse=auto", inputs:disk_raw(), bench:output("cp") },
+        })
+        return list
+      end,
+    },
+    expand("zlib"),
+    expand("zstd"),
+    {
+      name = "random 4 KiB reads from Lua",
+      targets = { { rate = 300000, share = 0.6, of = "pread" } },
+      contenders = function()
+        local image, count = inputs:cached(), bench.small and 200000 or 1000000
+        return {
+          { label = "lua", rate = true, command = bench:script("random_read", image, count) },
+          {
+            label = "pread",
+            rate = true,
+            command = { bench.pread, image, inputs:cached_size(), count },
+          },
+        }
+      end,
+    },
+  }
+end

@@ -1,0 +1,50 @@
+-- SPDX-License-Identifier: MIT
+-- Targets of the bench. A target is one of
+--   { faster = 2, than = "qemu-img" }               its median takes at least twice as long as ours
+--   { within = 1.15, of = "cp" }                    ours takes at most 1.15 times as long
+--   { seconds = 0.05 }                              our median
+--   { memory = "qemu-img" }                         our peak is at most its peak
+--   { rate = 300000, share = 0.6, of = "pread" }    so many a second, or that share of its rate
+local judge = {}
+
+local function verdict(text, value, met)
+  return { text = text, value = value, met = met }
+end
+
+local function one(target, ours, others)
+  if target.faster then
+    local ratio = others[target.than].wall.median / ours.wall.median
+    return verdict(("at least %gx as fast as %s"):format(target.faster, target.than), ("%.2fx"):format(ratio),
+      ratio >= target.faster)
+  elseif target.within then
+    local ratio = ours.wall.median / others[target.of].wall.median
+    return verdict(("at most %gx the time of %s"):format(target.within, target.of), ("%.2fx"):format(ratio),
+      ratio <= target.within)
+  elseif target.seconds then
+    return verdict(("at most %g s"):format(target.seconds), ("%.4f s"):format(ours.wall.median),
+      ours.wall.median <= target.seconds)
+  elseif target.memory then
+    local theirs = others[target.memory].memory.median
+    local share = ours.memory.median / theirs
+    return verdict(("peak memory at most %s's"):format(target.memory), ("%.0f%%"):format(share * 100), share <= 1)
+  elseif target.rate then
+    local share = ours.rate.median / others[target.of].rate.median
+    return verdict(("%d/s, or %g%% of %s"):format(target.rate, target.share * 100, target.of),
+      ("%.0f%%"):format(share * 100), ours.rate.median >= target.rate or share >= target.share)
+  end
+  error("a target of no known kind")
+end
+
+---Judges the first contender by a list of targets.
+---@param targets table[]
+---@param contenders table  by number and by label
+---@return {text:string, value:string, met:boolean}[]
+function judge.all(targets, contenders)
+  local verdicts = {}
+  for index, target in ipairs(targets) do
+    verdicts[index] = one(target, contenders[1], contenders)
+  end
+  return verdicts
+end
+
+return judge
