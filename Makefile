@@ -82,7 +82,7 @@ RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
 relative = $(shell realpath -m --relative-to=$(1) $(2))
 
 .PHONY: all demo test test-long interop asan valgrind lint fuzz bench install clean help
-.PHONY: format install-lua install-c core deps deps-lint demo-run test-run libs fuzzers FORCE
+.PHONY: format install-lua install-c core deps deps-lint demo-run test-run libs fuzzers bench-tools FORCE
 
 all: $(LIB) $(CORE) $(BIN) $(REPLAY)
 core: $(CORE)
@@ -212,9 +212,16 @@ demo: deps
 demo-run: all
 	@Q2_BUILD=$(BUILD) $(RUN_LUA) spec/demo/demo.lua
 
+# BENCH='--runs 3 --size small map' says which workloads, and how (spec/bench/run.lua).
+BENCH_TOOLS := $(patsubst spec/bench/%.c,$(BUILD)/bench/%,$(wildcard spec/bench/*.c))
 bench: deps
-	$(SUB) all
-	@Q2_BUILD=$(BUILD) $(RUN_LUA) spec/bench/run.lua
+	$(SUB) all bench-tools
+	@Q2_BUILD=$(BUILD) Q2_LUA=$(RUN_LUA) $(RUN_LUA) spec/bench/run.lua $(BENCH)
+bench-tools: $(BENCH_TOOLS)
+$(BUILD)/bench/%: spec/bench/%.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) -o $@ $<
 
 lint: deps-lint
 	$(SUB) all
