@@ -12,6 +12,9 @@ local text = require("qcow2.cli.text")
 -- Bytes of a row that people see, and programs.
 local SHOWN, GIVEN = 8, 512
 
+-- The offset in an entry of the L1 table or of a bitmap's table (specification, "L1 table entry").
+local OFFSET = 0x00fffffffffffe00
+
 local function hex(value)
   return ("0x%x"):format(value)
 end
@@ -265,28 +268,36 @@ local function l2_structure(image, owner, l1_index, offset, table_of_entries)
     rows = rows }
 end
 
-local function l1_structures(image, owner, offset, put)
-  local rows, tables, l1 = {}, {}, image.l1
-  for index = 0, #l1 - 1 do
-    local entry = l1[index]
-    if entry.raw ~= 0 then
+-- The L1 table is read from the file itself: the library refuses a table as a whole when one entry is damaged.
+local function l1_structures(image, file, owner, offset, count, put)
+  local rows, tables = {}, {}
+  file:seek("set", offset)
+  for index = 0, count - 1 do
+    local bytes = file:read(8)
+    if not bytes or #bytes < 8 then
+      break
+    end
+    local word = (">I8"):unpack(bytes)
+    if word ~= 0 then
+      local place = word & OFFSET
       rows[#rows + 1] = {
         offset = offset + 8 * index,
         length = 8,
         name = ("entry %d"):format(index),
-        meaning = ("L2 table at %s%s"):format(hex(entry.offset), entry.copied and ", copied" or ""),
-        value = raw_word(entry.raw),
+        meaning = (place ~= 0 and "L2 table at " .. hex(place) or "no L2 table") .. (word < 0 and ", copied" or ""),
+        value = raw_word(word),
       }
-      tables[#tables + 1] = index
+      if place ~= 0 then
+        tables[#tables + 1] = { index = index, offset = place }
+      end
     end
   end
-  put({ name = owner .. "L1 table", offset = offset, length = 8 * #l1, rows = rows })
-  for _, index in ipairs(tables) do
-    local entry = l1[index]
+  put({ name = owner .. "L1 table", offset = offset, length = 8 * count, rows = rows })
+  for _, l2 in ipairs(tables) do
     local fine, structure = pcall(function()
-      return l2_structure(image, owner, index, entry.offset, entry.l2)
+      return l2_structure(image, owner, l2.index, l2.offset, image.l1[l2.index].l2)
     end)
-    put(fine and structure or { name = ("%sL2 table %d"):format(owner, index), offset = entry.offset, length = 0,
+    put(fine and structure or { name = ("%sL2 table %d"):format(owner, l2.index), offset = l2.offset, length = 0,
       rows = {}, problem = tostring(structure) })
   end
 end
@@ -295,7 +306,7 @@ local function round_up(value, unit)
   return (value + unit - 1) // unit * unit
 end
 
-local function snapshot_structures(image, put)
+local function snapshot_structures(image, file, put)
   local snapshots = image.snapshots
   if #snapshots == 0 then
     return
@@ -319,7 +330,7 @@ local function snapshot_structures(image, put)
     local owner = ("snapshot %s "):format(text.escape(snapshot.id))
     local disk <close>, message = image:snapshot(snapshot.id)
     if disk then
-      l1_structures(disk, owner, snapshot.l1_offset, put)
+      l1_structures(disk, file, owner, snapshot.l1_offset, snapshot.l1_entries, put)
     else
       put({ name = owner .. "L1 table", offset = snapshot.l1_offset, length = 8 * snapshot.l1_entries, rows = {},
         problem = message })
@@ -333,10 +344,10 @@ local function bitmap_table(image, file, bitmap)
     local bytes = file:read(8)
     return bytes and #bytes == 8 and (">I8"):unpack(bytes) or nil
   end, function(_, previous, raw)
-    local offset = previous & 0x00fffffffffffe00
+    local offset = previous & OFFSET
     return offset == 0 and raw == previous or (offset ~= 0 and raw == previous + image.cluster_size)
   end, function(from, to, raw)
-    local offset = raw & 0x00fffffffffffe00
+    local offset = raw & OFFSET
     local meaning = offset ~= 0 and "bits at " .. hex(offset) or raw & 1 == 1 and "all ones" or "all zeros"
     return { offset = bitmap.table_offset + 8 * from, length = 8 * (to - from + 1),
       name = ("entry %s"):format(span(from, to)), meaning = meaning, value = raw_word(raw) }
@@ -472,8 +483,8 @@ function dump.run(context, values)
   put(extensions_structure(image))
   put(backing_structure(image))
   part("refcount table", refcount_structures, image, put)
-  part("L1 table", l1_structures, image, "", image.header.l1_table_offset, put)
-  part("snapshot table", snapshot_structures, image, put)
+  part("L1 table", l1_structures, image, file, "", image.header.l1_table_offset, image.header.l1_size, put)
+  part("snapshot table", snapshot_structures, image, file, put)
   part("bitmap directory", bitmap_structures, image, file, put)
   if as_json then
     context:write("\n]\n")
