@@ -276,7 +276,11 @@ function methods:extents(given)
     holes = state.preallocated
   end
   -- The host knows the holes of a data file; without it the tables alone answer.
-  attach_data(self, state_of(self))
+  local layer = self
+  while layer do
+    attach_data(layer, state_of(layer))
+    layer = not o.layer and state_of(layer).backing_image
+  end
   local batch, index, room = {}, 0, 16
   return function()
     index = index + 1
