@@ -247,9 +247,10 @@ chain("an absolute backing name", { size = MIB, absolute = true }, { { size = MI
 chain("a raw file below, without a stored format", { size = MIB, no_format = true },
   { { format = "raw", size = MIB } })
 chain("an image below, without a stored format", { size = MIB, no_format = true }, { { size = MIB } })
-chain("an overlay with a data file", { size = 2 * MIB, data_file = true, compress = false }, { { size = 2 * MIB } })
+chain("an overlay with a data file", { size = 2 * MIB, data_file = true, compress = false }, { { size = 2 * MIB } },
+  { data_file = true })
 chain("a backing file with a data file", { size = 2 * MIB },
-  { { size = 2 * MIB, data_file = true, compress = false } })
+  { { size = 2 * MIB, data_file = true, compress = false } }, { data_file = true })
 chain("preallocated metadata over a backing file", { size = 2 * MIB, extended = true, preallocation = "metadata",
   compress = false },
   { { size = 2 * MIB } })
