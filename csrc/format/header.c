@@ -143,6 +143,25 @@ static int check_features(const struct qcow2_header *h, struct qcow2_error *err)
 	return 0;
 }
 
+/* No two of the tables that the header names lie on one another. needs: each lies inside the file. */
+static int check_overlaps(const struct qcow2_header *h, uint64_t reftable_bytes, struct qcow2_error *err)
+{
+	const struct {
+		const char *what;
+		uint64_t at, bytes;
+	} tables[] = {
+		{"Reference count table", h->refcount_table_offset, reftable_bytes},
+		{"Active L1 table", h->l1_table_offset, (uint64_t)h->l1_size * 8},
+		{"Snapshot table", h->nb_snapshots ? h->snapshots_offset : 0, (uint64_t)h->nb_snapshots * 40},
+	};
+	for (unsigned i = 0; i < 3; i++)
+		for (unsigned j = i + 1; j < 3; j++)
+			if (q2_overlaps(tables[i].at, tables[i].bytes, tables[j].at, tables[j].bytes))
+				return q2_error_set(err, QCOW2_E_CORRUPT, tables[j].at, "%s overlaps the %s",
+						    tables[j].what, tables[i].what);
+	return 0;
+}
+
 int q2_header_check(const struct qcow2_header *h, uint64_t file_length, struct qcow2_error *err)
 {
 	if (h->cluster_bits < Q2_MIN_CLUSTER_BITS || h->cluster_bits > Q2_MAX_CLUSTER_BITS)
@@ -219,5 +238,5 @@ int q2_header_check(const struct qcow2_header *h, uint64_t file_length, struct q
 	if (h->nb_snapshots) /* 40 bytes is the smallest entry */
 		rc = check_table(h, "Snapshot table", h->snapshots_offset, (uint64_t)h->nb_snapshots * 40,
 				 file_length, err);
-	return rc;
+	return rc ? rc : check_overlaps(h, reftable_bytes, err);
 }

@@ -8,7 +8,7 @@
 /* Snapshot table entry, fixed part (specification, "Snapshots"): 40 bytes, then extra data, id, name,
  * padding to 8. */
 #define Q2_SNAPSHOT_FIXED 40u
-#define Q2_SNAPSHOT_MAX_EXTRA 1024u /* as QEMU; more is refused */
+#define Q2_SNAPSHOT_MAX_EXTRA 1024u /* QEMU refuses more, so none is written; what is there is read */
 
 struct q2_snapshot_record {
 	uint64_t l1_table_offset;

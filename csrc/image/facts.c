@@ -140,7 +140,7 @@ int qcow2_image_l1_entry(struct qcow2_image *image, uint64_t index, uint64_t *ra
 				  "L1 index %" PRIu64 " is past the last, %" PRIu32, index,
 				  image->map.l1_entries);
 	if (!rc)
-		rc = q2_map_load(&image->map, err);
+		rc = q2_map_read(&image->map, err);
 	if (!rc)
 		*raw = image->map.l1[index];
 	return rc ? q2_image_blame(image, rc, err) : 0;

@@ -42,13 +42,15 @@ static int refuse_unknown(const struct qcow2_image *image, struct qcow2_error *e
 			continue;
 		struct qcow2_bytes name = qcow2_image_feature_name(image, 0, bit, &known);
 		char text[200];
-		if (name.data)
+		if (name.length)
 			q2_error_escape(text, sizeof text, name.data, name.length);
 		else
 			snprintf(text, sizeof text, "incompatible feature bit %u", bit);
 		size_t need = strlen(text) + 2;
-		if (used + need >= sizeof list)
+		if (used + need >= sizeof list - 5) {
+			memcpy(list + used, ", ...", 6);
 			break;
+		}
 		used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", text);
 	}
 	return q2_error_set(err, QCOW2_E_UNSUPPORTED, 72, "Unsupported qcow2 feature(s): %s", list);
@@ -176,12 +178,13 @@ int qcow2_image_open_snapshot(struct qcow2_image *image, uint32_t index, struct 
 	if (rc)
 		return rc;
 	if (snap.l1_entries > Q2_MAX_L1_BYTES / 8)
-		return q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
-				    "Snapshot L1 table too large: %" PRIu32 " entries", snap.l1_entries);
-	if (snap.size > INT64_MAX || q2_header_l1_entries(&image->meta.geo, snap.size) > snap.l1_entries)
-		return q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
-				    "Snapshot L1 table is too small for a disk of %" PRIu64 " bytes",
-				    snap.size);
+		rc = q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
+				  "Snapshot L1 table too large: %" PRIu32 " entries", snap.l1_entries);
+	else if (snap.size > INT64_MAX || q2_header_l1_entries(&image->meta.geo, snap.size) > snap.l1_entries)
+		rc = q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
+				  "Snapshot L1 table is too small for a disk of %" PRIu64 " bytes", snap.size);
+	if (rc)
+		return q2_image_blame(image, rc, err);
 	struct qcow2_image *view;
 	rc = qcow2_image_open(image->store, &view, err);
 	if (rc)
@@ -235,6 +238,15 @@ static bool same_file(struct qcow2_store *a, struct qcow2_store *b)
 	       (qcow2_store_identity(a, x) && qcow2_store_identity(b, y) && x[0] == y[0] && x[1] == y[1]);
 }
 
+/* Is the file the image file or the data file of a layer from `image` down? */
+static bool in_chain(const struct qcow2_image *image, struct qcow2_store *store)
+{
+	for (; image; image = image->backing)
+		if (same_file(image->store, store) || (image->data && same_file(image->data, store)))
+			return true;
+	return false;
+}
+
 int qcow2_image_attach_data(struct qcow2_image *image, struct qcow2_store *store, struct qcow2_error *err)
 {
 	if (image->raw || !image->meta.geo.external_data)
@@ -243,6 +255,9 @@ int qcow2_image_attach_data(struct qcow2_image *image, struct qcow2_store *store
 	if (same_file(image->store, store))
 		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
 				    "The external data file is the image file itself");
+	if (in_chain(image->backing, store))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The external data file belongs to the image's backing chain");
 	qcow2_store_ref(store);
 	qcow2_store_unref(image->data);
 	image->data = store;
@@ -255,10 +270,13 @@ int qcow2_image_attach_backing(struct qcow2_image *image, struct qcow2_image *ba
 	if (image->raw)
 		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "A raw image has no backing file");
 	uint32_t depth = 1;
+	if (in_chain(backing, image->store))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The backing chain comes back to the image itself");
+	if (image->data && in_chain(backing, image->data))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The backing chain contains the image's external data file");
 	for (struct qcow2_image *layer = backing; layer; layer = layer->backing, depth++) {
-		if (same_file(image->store, layer->store))
-			return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-					    "The backing chain comes back to the image itself");
 		if (depth >= Q2_MAX_CHAIN)
 			return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
 					    "The backing chain is longer than %u images", Q2_MAX_CHAIN);

@@ -28,7 +28,7 @@ static int read_records(struct qcow2_image *image, const char *what, uint64_t at
 	int rc = 0;
 
 	for (uint32_t i = 0; i < count;) {
-		uint32_t length = measure(bytes + pos, have - pos);
+		uint32_t length = bytes ? measure(bytes + pos, have - pos) : 0;
 		if (length && length <= have - pos) {
 			uint32_t *start = q2_vec_push(&found, sizeof *start);
 			if (!start) {
@@ -116,8 +116,10 @@ int qcow2_image_snapshot(struct qcow2_image *image, uint32_t index, struct qcow2
 	if (rc)
 		return rc;
 	if (index >= image->snapshots.count)
-		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no snapshot number %" PRIu32,
-				    index);
+		return q2_image_blame(image,
+				      q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+						   "There is no snapshot number %" PRIu32, index),
+				      err);
 	uint32_t start = ((uint32_t *)image->snapshots.items)[index];
 	const uint8_t *bytes = image->snapshot_table + start;
 	struct q2_snapshot_record r;
@@ -192,8 +194,10 @@ int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_b
 	if (rc)
 		return rc;
 	if (index >= image->bitmaps.count)
-		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no bitmap number %" PRIu32,
-				    index);
+		return q2_image_blame(image,
+				      q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+						   "There is no bitmap number %" PRIu32, index),
+				      err);
 	uint32_t start = ((uint32_t *)image->bitmaps.items)[index];
 	const uint8_t *bytes = image->bitmap_directory + start;
 	struct q2_bitmap_record r;
@@ -235,19 +239,22 @@ static int load_bitmap_table(struct qcow2_image *image, uint32_t index, const st
 				    bitmap->type);
 	/* A bit a granule, eight a byte, a cluster's worth of bytes an entry. */
 	uint64_t bytes = q2_div_up(q2_div_up(image->size, bitmap->granularity), 8);
-	if (bitmap->table_entries > Q2_MAX_BITMAP_TABLE ||
-	    bitmap->table_entries < q2_div_up(bytes, image->meta.geo.cluster_size))
+	uint64_t needed = q2_div_up(bytes, image->meta.geo.cluster_size);
+	if (bitmap->table_entries > Q2_MAX_BITMAP_TABLE || bitmap->table_entries < needed)
 		return q2_error_set(err, QCOW2_E_CORRUPT, bitmap->offset,
 				    "Bitmap table of %" PRIu32 " entries does not fit a disk of %" PRIu64
 				    " bytes",
 				    bitmap->table_entries, image->size);
-	uint64_t *table;
-	int rc = q2_meta_read_table(&image->meta, "Bitmap table", bitmap->table_offset, bitmap->table_entries,
+	q2_auto uint64_t *table = NULL;
+	int rc = q2_meta_read_table(&image->meta, "Bitmap table", bitmap->table_offset, (uint32_t)needed,
 				    &table, err);
+	/* Bits that are named again and again would make a walk longer than the file. */
+	if (!rc)
+		rc = q2_meta_distinct(table, (uint32_t)needed, Q2_OFFSET_MASK, "Bitmap data", err);
 	if (rc)
 		return rc;
 	free(image->bitmap_table);
-	image->bitmap_table = table;
+	image->bitmap_table = q2_take(&table);
 	image->bitmap_table_of = index;
 	return 0;
 }
@@ -270,7 +277,7 @@ static uint64_t same_bits(const uint8_t *bytes, uint64_t first, uint64_t most, b
 	return n;
 }
 
-/* The run of one value at granule `first` within one table entry; *entry_left granules are left in it. */
+/* The run of one value at granule `first` within one table entry, at most `most` granules. */
 static int bitmap_piece(struct qcow2_image *image, uint64_t first, uint64_t most, bool *dirty, uint64_t *run,
 			struct qcow2_error *err)
 {
@@ -305,12 +312,18 @@ int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_
 {
 	struct qcow2_bitmap bitmap;
 	int rc = qcow2_image_bitmap(image, index, &bitmap, err);
-	if (!rc && (!limit || !q2_fits(offset, limit, image->size)))
-		rc = q2_error_set(err, QCOW2_E_RANGE, offset, "Range lies outside the disk");
-	if (!rc)
-		rc = load_bitmap_table(image, index, &bitmap, err);
 	if (rc)
 		return rc;
+	if (!limit || !q2_fits(offset, limit, image->size))
+		rc = q2_error_set(err, QCOW2_E_RANGE, offset,
+				  "Range at %" PRIu64 " of %" PRIu64 " bytes lies outside the disk of %" PRIu64
+				  " bytes",
+				  offset, limit, image->size);
+	else
+		rc = load_bitmap_table(image, index, &bitmap, err);
+	if (rc)
+		return q2_image_blame(image, rc, err);
+	bool first = false;
 	uint64_t granule = offset / bitmap.granularity;
 	uint64_t end = q2_div_up(offset + limit, bitmap.granularity), next = granule;
 	while (next < end) {
@@ -320,11 +333,12 @@ int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_
 		if (rc)
 			return q2_image_blame(image, rc, err);
 		if (next == granule)
-			*dirty = value;
-		else if (value != *dirty)
+			first = value;
+		else if (value != first)
 			break;
 		next += run;
 	}
+	*dirty = first;
 	*length = q2_min(next * bitmap.granularity, offset + limit) - offset;
 	return 0;
 }

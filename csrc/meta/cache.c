@@ -35,6 +35,7 @@ void q2_cache_drop(struct q2_cache *cache)
 	for (uint32_t i = 0; i < cache->used; i++)
 		cache->slots[i].valid = cache->slots[i].dirty = false;
 	cache->dirty = 0;
+	cache->changes++;
 	if (cache->buckets)
 		memset(cache->buckets, 0, cache->bucket_count * sizeof *cache->buckets);
 }
@@ -96,7 +97,8 @@ static int empty_slot(struct q2_cache *cache, uint32_t *number)
 			return QCOW2_E_NOMEM;
 	}
 	if (cache->used < cache->room) {
-		uint8_t *bytes = q2_new_pages(cache->slice);
+		/* Whole pages only where a slice is one: aligned small pieces would each cost a page. */
+		uint8_t *bytes = cache->slice < 4096 ? malloc(cache->slice) : q2_new_pages(cache->slice);
 		if (bytes) {
 			cache->slots[cache->used] = (struct q2_slot){.bytes = bytes};
 			*number = cache->used++;
@@ -179,6 +181,7 @@ static void mark(struct q2_cache *cache, struct q2_slot *slot, enum q2_table kin
 	cache->dirty += !slot->dirty;
 	slot->dirty = true;
 	slot->kind = (uint8_t)kind;
+	cache->changes++;
 }
 
 int q2_cache_edit(struct q2_cache *cache, q2_host at, enum q2_table kind, uint8_t **bytes,
@@ -251,6 +254,7 @@ int q2_cache_write(struct q2_cache *cache, unsigned kinds, bool fresh_only, bool
 
 void q2_cache_forget(struct q2_cache *cache, q2_host at, uint64_t length)
 {
+	cache->changes++;
 	for (uint64_t done = 0; done < length; done += cache->slice) {
 		struct q2_slot *slot = find(cache, at.v + done);
 		if (!slot)

@@ -36,8 +36,9 @@ struct q2_cache {
 	struct q2_slot *slots;
 	uint32_t *buckets;     /* hash heads: slot number + 1, 0 none */
 	uint32_t bucket_count; /* power of two */
-	uint32_t dirty;            /* dirty slots */
+	uint32_t dirty;        /* dirty slots */
 	uint64_t hits, misses;
+	uint64_t changes; /* grows with every edit, new table and forgotten slice: answers kept elsewhere are stale */
 };
 
 void q2_cache_init(struct q2_cache *cache, struct qcow2_store *store, uint32_t cluster_size, uint64_t bound);

@@ -11,12 +11,8 @@ void q2_map_free(struct q2_map *map)
 {
 	free(map->l1);
 	map->l1 = NULL;
-}
-
-static int compare_u64(const void *a, const void *b)
-{
-	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
-	return (x > y) - (x < y);
+	map->judged = false;
+	map->last.length = 0;
 }
 
 /* Does the L2 table at `at` lie on a table that the header names? */
@@ -38,7 +34,7 @@ static const char *collision(const struct q2_map *map, uint64_t at)
 /* The L2 tables of this L1: inside the file, on nothing else, each named once. */
 static int check_l1(const struct q2_map *map, const uint64_t *l1, struct qcow2_error *err)
 {
-	uint64_t count = 0, last = 0;
+	uint64_t last = 0, count = 0;
 	bool sorted = true;
 	for (uint32_t i = 0; i < map->l1_entries; i++) {
 		uint64_t at = l1[i] & Q2_OFFSET_MASK;
@@ -53,39 +49,34 @@ static int check_l1(const struct q2_map *map, const uint64_t *l1, struct qcow2_e
 					    "L1 entry %" PRIu32 ": L2 table at offset %#" PRIx64
 					    " overlaps %s",
 					    i, at, what);
-		count++;
 		sorted = sorted && at > last;
 		last = at;
+		count++;
 	}
-	if (sorted)
+	/* More tables than the file has clusters must repeat: no memory for that verdict. */
+	if (count > map->meta->file_length >> map->meta->geo.cluster_bits)
+		return q2_error_set(err, QCOW2_E_CORRUPT, map->l1_offset,
+				    "L1 table at offset %#" PRIx64 " names %" PRIu64
+				    " L2 tables, more than the file has clusters",
+				    map->l1_offset, count);
+	return sorted ? 0 : q2_meta_distinct(l1, map->l1_entries, Q2_OFFSET_MASK, "L2 table", err);
+}
+
+int q2_map_read(struct q2_map *map, struct qcow2_error *err)
+{
+	if (map->l1)
 		return 0;
-	/* More tables than the file has clusters must repeat: no need to sort for that verdict. */
-	q2_auto uint64_t *copy = q2_new(count, sizeof *copy);
-	if (!copy)
-		return q2_error_nomem(err);
-	uint64_t n = 0;
-	for (uint32_t i = 0; i < map->l1_entries; i++)
-		if (l1[i] & Q2_OFFSET_MASK)
-			copy[n++] = l1[i] & Q2_OFFSET_MASK;
-	qsort(copy, count, sizeof *copy, compare_u64);
-	for (uint64_t i = 1; i < count; i++)
-		if (copy[i] == copy[i - 1])
-			return q2_error_set(err, QCOW2_E_CORRUPT, copy[i],
-					    "L2 table at offset %#" PRIx64 " is used by two L1 entries",
-					    copy[i]);
-	return 0;
+	return q2_meta_read_table(map->meta, "L1 table", map->l1_offset, map->l1_entries, &map->l1, err);
 }
 
 int q2_map_load(struct q2_map *map, struct qcow2_error *err)
 {
-	if (map->l1)
+	if (map->judged)
 		return 0;
-	q2_auto uint64_t *l1 = NULL;
-	int rc = q2_meta_read_table(map->meta, "L1 table", map->l1_offset, map->l1_entries, &l1, err);
+	int rc = q2_map_read(map, err);
 	if (!rc)
-		rc = check_l1(map, l1, err);
-	if (!rc)
-		map->l1 = q2_take(&l1);
+		rc = check_l1(map, map->l1, err);
+	map->judged = !rc;
 	return rc;
 }
 
@@ -179,6 +170,8 @@ static void first_piece(const struct q2_geometry *g, const struct q2_entry *e, u
 	}
 	unsigned n = same_subs(e, sub, g->subclusters);
 	run->length = ((uint64_t)(sub + n) << g->subcluster_bits) - within;
+	if (run->kind == Q2_SUB_UNALLOCATED)
+		return; /* the space that the cluster may have has nothing of these subclusters */
 	run->has_host = e->has_host;
 	run->copied = e->raw & Q2_COPIED;
 	run->host = q2_host_add(e->host, within);
@@ -242,6 +235,25 @@ static uint64_t skip_empty_l1(const struct q2_map *map, uint64_t index, uint64_t
 	return index;
 }
 
+/* The rest of the run that was found last, when `start` lies in it and the rest is all that is asked for or
+ * all there is. */
+static bool recall(const struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run)
+{
+	uint64_t into = start.v - map->last_start.v; /* huge for a start before it */
+	if (into >= map->last.length || map->last_changes != map->meta->cache.changes)
+		return false;
+	uint64_t rest = map->last.length - into;
+	if (rest < limit && map->last_cut)
+		return false;
+	*run = map->last;
+	run->length = q2_min(rest, limit);
+	if (run->kind == Q2_SUB_COMPRESSED)
+		run->within += (uint32_t)into;
+	else if (run->has_host)
+		run->host = q2_host_add(run->host, into);
+	return true;
+}
+
 int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run,
 		struct qcow2_error *err)
 {
@@ -249,6 +261,8 @@ int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_ru
 	int rc = q2_map_load(map, err);
 	if (rc)
 		return rc;
+	if (recall(map, start, limit, run))
+		return 0;
 	q2_guest cluster = q2_guest_at(q2_round_down(start.v, g->cluster_size));
 	uint32_t within = (uint32_t)(start.v - cluster.v);
 	struct place p = place_of(map, start);
@@ -292,14 +306,18 @@ int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_ru
 		extend(map, bytes, (uint32_t)q2_min(left, wanted), run, next, &more);
 		left = 0;
 	}
+	map->last_cut = run->length >= limit;
 	run->length = q2_min(run->length, limit);
+	map->last = *run;
+	map->last_start = start;
+	map->last_changes = map->meta->cache.changes;
 	return 0;
 }
 
 int q2_map_entry(struct q2_map *map, q2_guest address, uint64_t *word, uint64_t *bitmap, q2_host *at,
 		 struct qcow2_error *err)
 {
-	int rc = q2_map_load(map, err);
+	int rc = q2_map_read(map, err);
 	if (rc)
 		return rc;
 	struct place p = place_of(map, address);
@@ -307,6 +325,9 @@ int q2_map_entry(struct q2_map *map, q2_guest address, uint64_t *word, uint64_t 
 	*at = q2_host_at(0);
 	if (!p.l2_at)
 		return 0;
+	rc = q2_meta_bound(map->meta, "L2 table", p.l2_at, map->meta->geo.cluster_size, err);
+	if (rc)
+		return rc;
 	const uint8_t *bytes;
 	uint32_t left;
 	rc = slice_of(map, &p, &bytes, &left, err);

@@ -8,14 +8,6 @@
 
 #include "meta/meta.h"
 
-struct q2_map {
-	struct q2_meta *meta; /* borrowed */
-	uint64_t l1_offset;
-	uint32_t l1_entries;
-	uint64_t size; /* bytes of the disk that this L1 describes */
-	uint64_t *l1;  /* host order; NULL until the first use */
-};
-
 struct q2_run {
 	enum q2_sub kind; /* never Q2_SUB_INVALID: that is an error */
 	uint64_t length;  /* bytes of guest address space, > 0 */
@@ -26,7 +18,29 @@ struct q2_run {
 	uint32_t within;      /* compressed: the run's first byte inside the expanded cluster */
 };
 
+struct q2_map {
+	struct q2_meta *meta; /* borrowed */
+	uint64_t l1_offset;
+	uint32_t l1_entries;
+	uint64_t size; /* bytes of the disk that this L1 describes */
+	uint64_t *l1;  /* host order; NULL until the first use */
+	bool judged;   /* check of all L2 tables passed */
+
+	/*
+	 * The run that was found last and where it began: a walk whose runs are cut short by something else (a
+	 * layer below, a hole of the host) asks for its rest again and again. Good while meta->cache.changes is
+	 * what it was; who changes `l1` alone sets last.length to 0.
+	 */
+	struct q2_run last;
+	q2_guest last_start;
+	uint64_t last_changes;
+	bool last_cut; /* it ended at the limit of its caller, and may go on behind it */
+};
+
 void q2_map_free(struct q2_map *map);
+
+/* Reads the L1 table on first use: inside the file, but what it says is not judged. */
+int q2_map_read(struct q2_map *map, struct qcow2_error *err);
 
 /*
  * Reads the L1 table on first use and refuses it when two entries share an L2 table or when one lies on
@@ -44,7 +58,7 @@ int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_ru
 		struct qcow2_error *err);
 
 /*
- * One L2 entry, raw. gives: the words in host order (bitmap 0 without extended L2) and where the entry
+ * One L2 entry, raw, of tables that q2_map_load may refuse as a whole. gives: the words in host order (bitmap 0 without extended L2) and where the entry
  * lies; *at.v == 0 and zero words where there is no L2 table.
  */
 int q2_map_entry(struct q2_map *map, q2_guest address, uint64_t *word, uint64_t *bitmap, q2_host *at,

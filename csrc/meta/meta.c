@@ -49,3 +49,27 @@ int q2_meta_read_table(const struct q2_meta *meta, const char *what, uint64_t at
 	*out = q2_take(&table);
 	return 0;
 }
+
+static int compare_u64(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return (x > y) - (x < y);
+}
+
+int q2_meta_distinct(const uint64_t *table, uint32_t entries, uint64_t mask, const char *what,
+		     struct qcow2_error *err)
+{
+	q2_auto uint64_t *copy = q2_new(entries, sizeof *copy);
+	if (!copy)
+		return q2_error_nomem(err);
+	uint32_t count = 0;
+	for (uint32_t i = 0; i < entries; i++)
+		if (table[i] & mask)
+			copy[count++] = table[i] & mask;
+	qsort(copy, count, sizeof *copy, compare_u64);
+	for (uint32_t i = 1; i < count; i++)
+		if (copy[i] == copy[i - 1])
+			return q2_error_set(err, QCOW2_E_CORRUPT, copy[i],
+					    "%s at offset %#" PRIx64 " is used by two entries", what, copy[i]);
+	return 0;
+}

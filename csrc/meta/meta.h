@@ -31,6 +31,10 @@ int q2_meta_bound(const struct q2_meta *meta, const char *what, uint64_t at, uin
 int q2_meta_read_table(const struct q2_meta *meta, const char *what, uint64_t at, uint32_t entries,
 		       uint64_t **out, struct qcow2_error *err);
 
+/* Refuses a table (host order) that names one offset twice. */
+int q2_meta_distinct(const uint64_t *table, uint32_t entries, uint64_t mask, const char *what,
+		     struct qcow2_error *err);
+
 /* ---- reference counts (refcount.c) ------------------------------------------------------------- */
 
 /* The refcount table in memory; reads it on first use. */
