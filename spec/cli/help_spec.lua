@@ -54,6 +54,16 @@ describe("the program", function()
     assert.truthy(sh.run({ link, "--version" }).stdout:find("^qemu%-img version %d+%.%d+"))
   end)
 
+  it("takes no code from the current directory", function()
+    local dir = tmp.dir()
+    sh.check({ "mkdir", dir .. "/qcow2" })
+    for _, name in ipairs({ "qcow2/core.lua", "qcow2/image.lua", "argparse.lua" }) do
+      sh.spit(dir .. "/" .. name, "print('a stranger') os.exit(7)")
+    end
+    assert.equal(0, sh.qcow2({ "--version" }, { cwd = dir }).code)
+    assert.equal(0, sh.qcow2({ "help", "--completion=bash" }, { cwd = dir }).code)
+  end)
+
   it("says when what it prints gets lost", function()
     local result = sh.run(sh.quote(sh.build() .. "/bin/qcow2") .. " --help >/dev/full")
     assert.equal(1, result.code)
