@@ -269,6 +269,54 @@ int qcow2_image_extent(struct qcow2_image *image, uint64_t offset, uint64_t limi
  * preallocation=metadata: then asking the host for holes pays, and QEMU's map asks too. */
 int qcow2_image_is_preallocated(struct qcow2_image *image, bool *preallocated, struct qcow2_error *err);
 
+/* ---- writing ------------------------------------------------------------------------------ */
+
+/*
+ * Makes an image writable. needs: its store is writable, data file attached and writable when it has one; not a
+ * snapshot view. Refuses images marked corrupt, images with encryption, and images whose live metadata has
+ * reference counts of 0 (`corrupt`). A dirty image (lazy refcounts, not closed) answers `corrupt` too: it has to
+ * be repaired first. Nothing is written yet; unknown autoclear bits go before the first write.
+ */
+int qcow2_image_begin(struct qcow2_image *image, struct qcow2_error *err);
+bool qcow2_image_writable(const struct qcow2_image *image);
+
+/*
+ * The four below: needs offset + length <= size. Data reaches the file at once, tables at the latest with
+ * qcow2_image_flush; after a crash every sector is old or new. After a failed write of metadata every later
+ * call answers with the first error.
+ */
+int qcow2_image_write(struct qcow2_image *image, uint64_t offset, const void *buf, size_t length,
+		      struct qcow2_error *err);
+
+enum qcow2_zero_flags {
+	QCOW2_ZERO_UNMAP = 1 << 0, /* give the host its space back where whole clusters become zeros */
+};
+/* Makes the range read as zeros. */
+int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length, unsigned flags,
+		     struct qcow2_error *err);
+
+/* Lets go of the whole clusters in the range, which then read as zeros; what they only touch is left alone.
+ * Version 2 images with a backing file have no way to say "zeros" and are left alone too. */
+int qcow2_image_discard(struct qcow2_image *image, uint64_t offset, uint64_t length, struct qcow2_error *err);
+
+/* Writes one cluster compressed. needs: offset aligned to the cluster, length a cluster or up to the disk's
+ * end. What does not become smaller is written plainly. fails: `conflict` with an external data file. */
+int qcow2_image_write_compressed(struct qcow2_image *image, uint64_t offset, const void *buf, size_t length,
+				 struct qcow2_error *err);
+
+/* Everything that was written is on stable storage when this returns 0. */
+int qcow2_image_flush(struct qcow2_image *image, struct qcow2_error *err);
+
+/* Flushes, clears the dirty bit. The image stays open but read-only. Repeats the first error of a failed
+ * image. A read-only image answers 0. */
+int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err);
+
+/* Lowest-level resize, no preallocation: see QCOW2_RESIZE_SHRINK. */
+enum qcow2_resize_flags {
+	QCOW2_RESIZE_SHRINK = 1 << 0, /* allow a smaller size: what lies behind it is lost */
+};
+int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags, struct qcow2_error *err);
+
 /* ---- tables as they lie on disk ----------------------------------------------------------- */
 
 /* Entries are raw, in host order. fails: `range` for an index past the table, `corrupt`. */
@@ -355,7 +403,7 @@ struct qcow2_copy;
 
 /*
  * Copies disks, one behind the other (each begins at a multiple of 512 bytes), into `target` as a raw disk.
- * An existing target that is longer reads as zeros behind the copy. fails: `conflict` when the target is a
+ * What an existing target has behind the copy stays. fails: `conflict` when the target is a
  * file that is read; `range` when an existing target is too small.
  */
 int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow2_store *target,

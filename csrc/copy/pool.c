@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: MIT
+ * The worker threads: a ring of units under one lock. */
+#include "copy/pool.h"
+
+#include "base/mem.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <time.h>
+
+/* Units in the ring for each thread: one in work, and enough behind it to bridge the coordinator's pauses. */
+#define UNITS_PER_THREAD 4u
+#define MAX_THREADS 1024u
+
+enum state {
+	FREE,  /* the coordinator's */
+	READY, /* waits for a worker */
+	BUSY,  /* a worker's */
+};
+
+struct worker {
+	struct q2_pool *pool;
+	pthread_t thread;
+	void *own; /* the job's struct */
+};
+
+struct q2_pool {
+	struct q2_pool_work work;
+	void *job;
+	unsigned threads; /* allowed */
+	unsigned started;
+	struct worker *workers;
+	size_t ring; /* units in the ring: unit n lies in slot n % ring */
+	uint8_t *units;
+
+	pthread_mutex_t lock;
+	pthread_cond_t ready;                /* to workers: there is a unit, or all ends */
+	pthread_cond_t done;                 /* to the coordinator: a unit is free again */
+	uint8_t *states;                     /* enum state of each slot */
+	uint64_t submitted, taken, finished; /* counts of units */
+	unsigned waiting;                    /* workers without work */
+	bool ending;
+
+	atomic_uint_least64_t stop; /* the number of the first unit that stopped the job; UINT64_MAX: none */
+	int stop_code;
+	struct qcow2_error stop_error;
+};
+
+uint64_t q2_pool_now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static unsigned usable_processors(void)
+{
+	cpu_set_t set;
+	/* Fails on hosts with more processors than the set holds: then a few threads are no mistake. */
+	if (sched_getaffinity(0, sizeof set, &set))
+		return 4;
+	int count = CPU_COUNT(&set);
+	return count > 0 ? (unsigned)count : 1;
+}
+
+static void *unit_at(struct q2_pool *pool, uint64_t number)
+{
+	return pool->units + number % pool->ring * pool->work.unit_size;
+}
+
+bool q2_pool_unwanted(struct q2_pool *pool, uint64_t number)
+{
+	return atomic_load_explicit(&pool->stop, memory_order_relaxed) < number;
+}
+
+/* Keeps the verdict of the lowest number. needs: the lock. */
+static void keep_stop(struct q2_pool *pool, uint64_t number, int code, const struct qcow2_error *err)
+{
+	if (number >= atomic_load(&pool->stop))
+		return;
+	atomic_store(&pool->stop, number);
+	pool->stop_code = code;
+	pool->stop_error = *err;
+}
+
+static void *worker_main(void *argument)
+{
+	struct worker *worker = argument;
+	struct q2_pool *pool = worker->pool;
+	pthread_mutex_lock(&pool->lock);
+	for (;;) {
+		while (!pool->ending && pool->taken == pool->submitted) {
+			pool->waiting++;
+			pthread_cond_wait(&pool->ready, &pool->lock);
+			pool->waiting--;
+		}
+		if (pool->ending)
+			break;
+		uint64_t number = pool->taken++;
+		pool->states[number % pool->ring] = BUSY;
+		if (!q2_pool_unwanted(pool, number)) {
+			struct qcow2_error err = {0};
+			pthread_mutex_unlock(&pool->lock);
+			int code =
+				pool->work.run(pool->job, worker->own, unit_at(pool, number), number, &err);
+			pthread_mutex_lock(&pool->lock);
+			if (code)
+				keep_stop(pool, number, code, &err);
+		}
+		pool->states[number % pool->ring] = FREE;
+		pool->finished++;
+		pthread_cond_signal(&pool->done);
+	}
+	pthread_mutex_unlock(&pool->lock);
+	return NULL;
+}
+
+static int start_worker(struct q2_pool *pool)
+{
+	struct worker *worker = &pool->workers[pool->started];
+	sigset_t all, before;
+	worker->pool = pool;
+	worker->own = q2_new(1, pool->work.worker_size);
+	if (!worker->own)
+		return ENOMEM;
+	/* The host program's signals are its own business: a new thread inherits the mask. */
+	sigfillset(&all);
+	pthread_sigmask(SIG_SETMASK, &all, &before);
+	int os_errno = pthread_create(&worker->thread, NULL, worker_main, worker);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	if (os_errno) {
+		free(worker->own);
+		worker->own = NULL;
+		return os_errno;
+	}
+	pool->started++;
+	return 0;
+}
+
+int q2_pool_new(const struct q2_pool_work *work, void *job, unsigned threads, struct q2_pool **out,
+		struct qcow2_error *err)
+{
+	struct q2_pool *pool = q2_new(1, sizeof *pool);
+	pthread_condattr_t clock;
+	if (!pool)
+		return q2_error_nomem(err);
+	pool->work = *work;
+	pool->job = job;
+	pool->threads = threads ? threads : usable_processors();
+	if (pool->threads > MAX_THREADS)
+		pool->threads = MAX_THREADS;
+	pool->ring = (size_t)pool->threads * UNITS_PER_THREAD;
+	atomic_init(&pool->stop, UINT64_MAX);
+	pthread_mutex_init(&pool->lock, NULL);
+	pthread_cond_init(&pool->ready, NULL);
+	pthread_condattr_init(&clock);
+	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+	pthread_cond_init(&pool->done, &clock);
+	pthread_condattr_destroy(&clock);
+	pool->workers = q2_new(pool->threads, sizeof *pool->workers);
+	pool->states = q2_new(pool->ring, 1);
+	pool->units = q2_new(pool->ring, work->unit_size);
+	if (!pool->workers || !pool->states || !pool->units) {
+		q2_pool_free(pool);
+		return q2_error_nomem(err);
+	}
+	*out = pool;
+	return 0;
+}
+
+void q2_pool_free(struct q2_pool *pool)
+{
+	if (!pool)
+		return;
+	pthread_mutex_lock(&pool->lock);
+	pool->ending = true;
+	/* No unit is wanted any more, and the first one is not asked for its opinion. */
+	atomic_store(&pool->stop, 0);
+	pthread_cond_broadcast(&pool->ready);
+	pthread_mutex_unlock(&pool->lock);
+	for (unsigned i = 0; i < pool->started; i++) {
+		pthread_join(pool->workers[i].thread, NULL);
+		pool->work.end_worker(pool->workers[i].own);
+		free(pool->workers[i].own);
+	}
+	pthread_cond_destroy(&pool->done);
+	pthread_cond_destroy(&pool->ready);
+	pthread_mutex_destroy(&pool->lock);
+	free(pool->workers);
+	free(pool->states);
+	free(pool->units);
+	free(pool);
+}
+
+void *q2_pool_room(struct q2_pool *pool)
+{
+	pthread_mutex_lock(&pool->lock);
+	bool is_free = pool->states[pool->submitted % pool->ring] == FREE;
+	pthread_mutex_unlock(&pool->lock);
+	return is_free ? unit_at(pool, pool->submitted) : NULL;
+}
+
+int q2_pool_submit(struct q2_pool *pool, struct qcow2_error *err)
+{
+	pthread_mutex_lock(&pool->lock);
+	pool->states[pool->submitted % pool->ring] = READY;
+	pool->submitted++;
+	bool helpless = pool->submitted - pool->taken > pool->waiting;
+	pthread_cond_signal(&pool->ready);
+	pthread_mutex_unlock(&pool->lock);
+	if (!helpless || pool->started == pool->threads)
+		return 0;
+	int os_errno = start_worker(pool);
+	/* Fewer hands than hoped for do the work too. */
+	if (os_errno && !pool->started)
+		return q2_error_os(err, os_errno, Q2_NO_OFFSET, "Could not start a thread");
+	return 0;
+}
+
+static bool has_room(const struct q2_pool *pool)
+{
+	/* One free unit alone would wake the coordinator for each: half a ring is worth it. */
+	return pool->submitted - pool->finished <= pool->ring / 2 &&
+	       pool->states[pool->submitted % pool->ring] == FREE;
+}
+
+static bool has_ended(const struct q2_pool *pool)
+{
+	return pool->finished == pool->submitted;
+}
+
+static void wait_until(struct q2_pool *pool, bool (*enough)(const struct q2_pool *), uint64_t deadline)
+{
+	struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000u),
+				 .tv_nsec = (long)(deadline % 1000000000u)};
+	while (!enough(pool) && !pthread_cond_timedwait(&pool->done, &pool->lock, &until))
+		;
+}
+
+void q2_pool_wait_room(struct q2_pool *pool, uint64_t deadline)
+{
+	pthread_mutex_lock(&pool->lock);
+	wait_until(pool, has_room, deadline);
+	pthread_mutex_unlock(&pool->lock);
+}
+
+void q2_pool_wait_idle(struct q2_pool *pool, uint64_t deadline)
+{
+	pthread_mutex_lock(&pool->lock);
+	wait_until(pool, has_ended, deadline);
+	pthread_mutex_unlock(&pool->lock);
+}
+
+bool q2_pool_idle(struct q2_pool *pool)
+{
+	pthread_mutex_lock(&pool->lock);
+	bool idle = has_ended(pool);
+	pthread_mutex_unlock(&pool->lock);
+	return idle;
+}
+
+bool q2_pool_stopped(struct q2_pool *pool)
+{
+	return atomic_load(&pool->stop) != UINT64_MAX;
+}
+
+int q2_pool_verdict(struct q2_pool *pool, struct qcow2_error *err)
+{
+	int code = 0;
+	pthread_mutex_lock(&pool->lock);
+	if (atomic_load(&pool->stop) != UINT64_MAX) {
+		code = pool->stop_code;
+		if (err)
+			*err = pool->stop_error;
+	}
+	pthread_mutex_unlock(&pool->lock);
+	return code;
+}
