@@ -6,7 +6,6 @@
 -- above it in its chain). What an image names is attached when it is first needed: the core answers "missing",
 -- then attach() runs once and the call is repeated.
 local core = require("qcow2.core")
-local explain = require("qcow2.explain")
 local options = require("qcow2.options")
 local references = require("qcow2.references")
 local size = require("qcow2.size")
@@ -394,7 +393,7 @@ function methods:refcount(cluster)
 end
 
 function methods:explain(offset)
-  return explain.explain(self, size.argument(offset, "offset") or error("offset is missing", 2))
+  return require("qcow2.explain").explain(self, size.argument(offset, "offset") or error("offset is missing", 2))
 end
 
 function methods:close()

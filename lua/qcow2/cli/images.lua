@@ -2,7 +2,6 @@
 -- Opens the images that a command line names: by file name and -f, or by --image-opts; with the reference policy
 -- of --allow and QCOW2_ALLOW. What the command line itself names is allowed by that naming.
 local qcow2 = require("qcow2")
-local optlist = require("qcow2.cli.optlist")
 
 local images = {}
 
@@ -203,7 +202,7 @@ function images.open(context, name, asked)
     if asked.format then
       return nil, "--image-opts and --format are mutually exclusive"
     end
-    local entries = optlist.parse(name, "file")
+    local entries = require("qcow2.cli.optlist").parse(name, "file")
     for _, entry in ipairs(entries) do
       if entry.key == "file" then
         local node = entry.value

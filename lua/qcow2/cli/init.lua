@@ -7,12 +7,15 @@
 -- for help), and `run(context, values)`, which answers an exit code, or nil and a message (exit code 1). What it
 -- raises is a mistake of ours: traceback, exit code 99.
 local getopt = require("qcow2.cli.getopt")
-local help = require("qcow2.cli.help")
 local make_context = require("qcow2.cli.context").new
 local options = require("qcow2.cli.options")
-local secrets = require("qcow2.cli.secrets")
 
 local cli = {}
+
+-- Modules that few commands need are loaded by those alone: most commands are over in milliseconds.
+local function help()
+  return require("qcow2.cli.help")
+end
 
 -- In the order in which help lists them.
 local VERBS = { "info", "map", "convert", "compare", "dd", "dump", "explain", "shell" }
@@ -78,7 +81,7 @@ local function run_help(context, args, first)
     return context:misused(message)
   end
   if values.completion then
-    local script, why = help.completion(values.completion, cli.verbs())
+    local script, why = help().completion(values.completion, cli.verbs())
     if not script then
       return nil, why
     end
@@ -93,11 +96,11 @@ local function run_help(context, args, first)
     end
   end
   if values.man then
-    context:write(help.man(require("qcow2")._VERSION, cli.verbs(), verb))
+    context:write(help().man(require("qcow2")._VERSION, cli.verbs(), verb))
   elseif verb then
-    context:write(help.verb(context.name, verb))
+    context:write(help().verb(context.name, verb))
   else
-    context:write(help.program(context.name, version_line(context), cli.verbs()))
+    context:write(help().program(context.name, version_line(context), cli.verbs()))
   end
   return 0
 end
@@ -113,14 +116,16 @@ local function run_verb(context, verb, args, first)
   if not values then
     return context:misused(message)
   elseif values.help then
-    context:write(help.verb(context.name, verb))
+    context:write(help().verb(context.name, verb))
     return 0
   end
   allow(context, values.allow)
-  local fine
-  fine, message = secrets.take(context, values.object)
-  if not fine then
-    return nil, message
+  if values.object then
+    local fine
+    fine, message = require("qcow2.cli.secrets").take(context, values.object)
+    if not fine then
+      return nil, message
+    end
   end
   if values.output and values.output ~= "human" and values.output ~= "json" then
     return nil, "--output must be used with human or json as argument."
