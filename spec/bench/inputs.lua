@@ -105,10 +105,11 @@ end
 -- What a machine has in /usr, spread over all of it, in copies until it is enough.
 local function fill_tree(tree, wanted)
   local files, total = {}, 0
-  for line in shell.lines("find /usr -xdev -type f -size -65536k -printf '%s %p\\n' | LC_ALL=C sort -k 2") do
+  for line in shell.lines("find /usr -xdev -type f -size -65536k -printf '%k %p\\n' | LC_ALL=C sort -k 2") do
     local length, path = line:match("^(%d+) (.*)$")
-    files[#files + 1] = { tonumber(length), path }
-    total = total + tonumber(length)
+    -- Whole blocks, as the file system will spend them.
+    files[#files + 1] = { tonumber(length) * KIB, path }
+    total = total + tonumber(length) * KIB
   end
   local left, copy = wanted, 0
   while left > 0 do
