@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "meta/map.h"
 
+
 #define Q2_MAX_CHAIN 200u
 
 struct q2_codec;
@@ -23,6 +24,10 @@ struct qcow2_image {
 	struct qcow2_image *backing;
 	struct q2_meta meta;
 	struct q2_map map;
+
+	bool begun;   /* qcow2_image_begin succeeded */
+	bool edited;  /* the first write's preparations are on disk */
+	uint64_t stream_at, stream_end; /* free bytes behind the last compressed cluster; equal: none */
 
 	uint8_t *head; /* the header cluster, head_length bytes: names and extensions point into it */
 	uint32_t head_length;
@@ -60,5 +65,24 @@ int q2_read_compressed(const struct qcow2_extent *extent, const uint8_t **bytes,
 
 /* "image 'NAME'" is put in front of every message that crosses the public header. gives: code. */
 int q2_image_blame(const struct qcow2_image *image, int code, struct qcow2_error *err);
+
+/* ---- writing ------------------------------------------------------------------------------ */
+
+/*
+ * Begins one change: refuses what cannot be written, commits when the cache is full, and before the very
+ * first one clears unknown autoclear bits and sets the dirty bit of lazy refcounts.
+ */
+int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err);
+
+/* The store that guest data goes to, marked as written since the last flush. */
+struct qcow2_store *q2_edit_data(struct qcow2_image *image);
+
+/* Does the range [offset, offset + length) read as zeros by what the tables say? Bytes past the disk's end do. */
+int q2_edit_reads_zero(struct qcow2_image *image, uint64_t offset, uint64_t length, bool *zero,
+		       struct qcow2_error *err);
+
+/* Reads guest bytes; those past the disk's end are zeros. */
+int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t length,
+		 struct qcow2_error *err);
 
 #endif

@@ -12,6 +12,10 @@ void q2_meta_free(struct q2_meta *meta)
 	q2_cache_free(&meta->cache);
 	free(meta->reftable);
 	meta->reftable = NULL;
+	q2_vec_free(&meta->l1_words);
+	q2_vec_free(&meta->reftable_words);
+	q2_vec_free(&meta->pending_free);
+	q2_vec_free(&meta->pending_punch);
 }
 
 int q2_meta_bound(const struct q2_meta *meta, const char *what, uint64_t at, uint64_t bytes,

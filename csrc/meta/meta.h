@@ -3,8 +3,19 @@
 #ifndef Q2_META_META_H
 #define Q2_META_META_H
 
+#include "base/mem.h"
 #include "format/entry.h"
 #include "meta/cache.h"
+
+/* A stretch of host clusters, or of the external data file (bytes, see pending_punch). */
+struct q2_span {
+	uint64_t start, count;
+};
+
+/* One 8-byte word of a table that is kept whole in memory (L1, refcount table), waiting to be written. */
+struct q2_word {
+	uint64_t at, value; /* byte in the file; host order */
+};
 
 struct q2_meta {
 	struct qcow2_store *store; /* borrowed from the image */
@@ -15,6 +26,19 @@ struct q2_meta {
 
 	uint64_t *reftable; /* host order; NULL until the first use */
 	uint32_t reftable_entries;
+
+	/* ---- writing (alloc.c, commit.c); all zero while nothing was written ---- */
+	struct qcow2_store *data;        /* borrowed: the external data file, NULL without one */
+	bool lazy;                       /* dirty bit is on disk: refcount blocks may wait for the close */
+	bool unsynced, data_unsynced;    /* written since the last flush: image file, external data file */
+	uint64_t free_hint;              /* no cluster below it is free */
+	uint64_t virgin;                 /* clusters from here on were never written: they read as zeros */
+	struct q2_vec l1_words;          /* struct q2_word: links waiting for what they point at */
+	struct q2_vec reftable_words;    /* struct q2_word */
+	struct q2_vec pending_free;      /* struct q2_span: unlinked, their counts go down after the flush */
+	struct q2_vec pending_punch;     /* struct q2_span in bytes: give back space of the data file */
+	bool punch_freed;                /* give the space of freed clusters back to the host */
+	struct qcow2_error failure;      /* invariant 7: the first failed metadata write; code 0: none */
 };
 
 void q2_meta_free(struct q2_meta *meta);
@@ -40,7 +64,87 @@ int q2_meta_distinct(const uint64_t *table, uint32_t entries, uint64_t mask, con
 /* The refcount table in memory; reads it on first use. */
 int q2_refcount_load(struct q2_meta *meta, struct qcow2_error *err);
 
+/* Host offset of the block that counts `cluster`, 0 when there is none. needs: the table is loaded. */
+static inline uint64_t q2_refcount_block(const struct q2_meta *meta, uint64_t cluster)
+{
+	uint64_t index = cluster >> meta->geo.refblock_bits;
+	return index < meta->reftable_entries ? meta->reftable[index] & Q2_REFTABLE_MASK : 0;
+}
+
+/*
+ * The free run at or after `from`: *start its first cluster, *count how many follow one another, at most
+ * `most`. Past the last block everything is free. Never cluster 0.
+ */
+int q2_refcount_free_run(struct q2_meta *meta, uint64_t from, uint64_t most, uint64_t *start, uint64_t *count,
+			 struct qcow2_error *err);
+
+/*
+ * Adds `delta` (+1, -1) to the counts of [cluster, cluster + count). needs: their blocks exist. fails:
+ * `range` when a count would overflow, `corrupt` when it would fall below zero; then none was changed.
+ */
+int q2_refcount_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta, struct qcow2_error *err);
+
 /* The count of host cluster number `cluster`; 0 where no block exists. */
 int q2_refcount_read(struct q2_meta *meta, uint64_t cluster, uint64_t *count, struct qcow2_error *err);
+
+/* ---- allocation (alloc.c) ---------------------------------------------------------------------- */
+
+/*
+ * Live metadata whose count is 0 would be handed out as free: such an image is refused before the first write
+ * (SAFETY rule 4). `what` names the table. fails: `corrupt`.
+ */
+int q2_alloc_verify(struct q2_meta *meta, const char *what, uint64_t offset, uint64_t bytes,
+		    struct qcow2_error *err);
+
+/* The same for the refcount blocks, which must also be distinct. */
+int q2_alloc_verify_blocks(struct q2_meta *meta, struct qcow2_error *err);
+
+/*
+ * Takes free clusters and raises their counts to one (in the cache; invariant 2 is commit's). gives: *start,
+ * and *got of them in one piece: `want` when `exact`, else as many as the first free place has.
+ * fails: `nospace` past the largest offset, `range` when the refcount table cannot grow further.
+ */
+int q2_alloc(struct q2_meta *meta, uint64_t want, bool exact, uint64_t *start, uint64_t *got,
+	     struct qcow2_error *err);
+
+/* Gives back clusters that no table names, neither on disk nor in the cache (an undone q2_alloc). */
+int q2_alloc_abandon(struct q2_meta *meta, uint64_t start, uint64_t count, struct qcow2_error *err);
+
+/* One reference to each of these clusters was just unlinked in the cache: their counts go down, and they
+ * can be used again, after the unlinking is on disk. */
+int q2_alloc_release(struct q2_meta *meta, uint64_t start, uint64_t count, struct qcow2_error *err);
+
+/* ---- order of writes (commit.c) ---------------------------------------------------------------- */
+
+/* An L1 entry or refcount table entry changed in memory; `at` is its place in the file. */
+int q2_commit_word(struct q2_vec *words, uint64_t at, uint64_t value, struct qcow2_error *err);
+
+/*
+ * Takes the changed tables down in the order that keeps invariants 1-3 at every instant:
+ *   A  fresh tables (nothing reaches them) and raised refcounts      --- flush, data file first ---
+ *   C  refcount table entries that name fresh blocks                 --- flush ---
+ *   D  L2 entries and L1 entries                                     --- flush, when something was unlinked ---
+ *   F  lower the counts of what was unlinked; give space back
+ * fails: as the store; the image is then failed for good (invariant 7).
+ */
+int q2_commit(struct q2_meta *meta, struct qcow2_error *err);
+
+/* Commits, and has everything on stable storage: the guest's flush. */
+int q2_commit_flush(struct q2_meta *meta, struct qcow2_error *err);
+
+/* Data file and image file on stable storage, when they were written since the last time. */
+int q2_commit_barrier(struct q2_meta *meta, struct qcow2_error *err);
+
+/* Records the first failure of a metadata write; gives its code. */
+int q2_commit_fail(struct q2_meta *meta, int code, struct qcow2_error *err);
+
+/* 0, or the recorded failure again. */
+int q2_commit_check(const struct q2_meta *meta, struct qcow2_error *err);
+
+/*
+ * Writes the header's fields (meta->header) with ONE write inside the first 512 bytes: the switch of
+ * invariant 5. needs: all that the new fields point at is on stable storage. Flushes.
+ */
+int q2_commit_header(struct q2_meta *meta, struct qcow2_error *err);
 
 #endif

@@ -1,0 +1,224 @@
+/* SPDX-License-Identifier: MIT
+ * What every change of an image shares: its beginning, its flush, its end. */
+#include "data/codec.h"
+#include "format/record.h"
+#include "image/image.h"
+#include "meta/link.h"
+
+#include <inttypes.h>
+
+bool qcow2_image_writable(const struct qcow2_image *image)
+{
+	return image->begun;
+}
+
+/* The snapshot's tables: every one has to be counted before the allocator may look for free clusters. */
+static int verify_snapshots(struct qcow2_image *image, struct qcow2_error *err)
+{
+	uint32_t count;
+	int rc = qcow2_image_snapshot_count(image, &count, err);
+	/* Snapshot L1 tables of a sound image do not overlap, so together they fit the file. */
+	uint64_t budget = image->meta.file_length;
+	struct qcow2_snapshot snap = {0};
+	for (uint32_t i = 0; !rc && i < count; i++) {
+		rc = qcow2_image_snapshot(image, i, &snap, err);
+		uint64_t bytes = (uint64_t)snap.l1_entries * 8;
+		if (!rc && (bytes > Q2_MAX_L1_BYTES || bytes > budget))
+			rc = q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
+					  "Snapshot %" PRIu32 " has an L1 table that is too large", i);
+		q2_auto uint64_t *l1 = NULL;
+		if (!rc)
+			rc = q2_meta_read_table(&image->meta, "Snapshot L1 table", snap.l1_offset,
+						snap.l1_entries, &l1, err);
+		if (!rc)
+			rc = q2_alloc_verify(&image->meta, "Snapshot L1 table", snap.l1_offset, bytes, err);
+		for (uint32_t j = 0; !rc && j < snap.l1_entries; j++)
+			if (l1[j] & Q2_OFFSET_MASK)
+				rc = q2_alloc_verify(&image->meta, "Snapshot L2 table", l1[j] & Q2_OFFSET_MASK, 1,
+						     err);
+		budget -= rc ? 0 : bytes;
+	}
+	if (!rc && count)
+		rc = q2_alloc_verify(&image->meta, "Snapshot table", image->meta.header.snapshots_offset,
+				     snap.offset - image->meta.header.snapshots_offset + 1, err);
+	return rc;
+}
+
+static int verify_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
+{
+	uint32_t count;
+	int rc = qcow2_image_bitmap_count(image, &count, err);
+	for (uint32_t i = 0; !rc && i < count; i++) {
+		struct qcow2_bitmap b;
+		rc = qcow2_image_bitmap(image, i, &b, err);
+		if (!rc)
+			rc = q2_alloc_verify(&image->meta, "Bitmap directory", b.offset, 1, err);
+		if (!rc && b.table_entries)
+			rc = q2_alloc_verify(&image->meta, "Bitmap table", b.table_offset,
+					     (uint64_t)b.table_entries * 8, err);
+	}
+	return rc;
+}
+
+/* Live metadata with a count of 0 would be handed out as free (SAFETY rule 4). */
+static int verify_metadata(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct qcow2_header *h = &meta->header;
+	int rc = q2_alloc_verify_blocks(meta, err);
+	if (!rc)
+		rc = q2_alloc_verify(meta, "Header", 0, 1, err);
+	if (!rc)
+		rc = q2_alloc_verify(meta, "Reference count table", h->refcount_table_offset,
+				     (uint64_t)h->refcount_table_clusters << h->cluster_bits, err);
+	if (!rc && h->l1_size)
+		rc = q2_alloc_verify(meta, "L1 table", h->l1_table_offset, (uint64_t)h->l1_size * 8, err);
+	if (!rc)
+		rc = q2_map_load(&image->map, err);
+	for (uint32_t i = 0; !rc && i < image->map.l1_entries; i++)
+		if (image->map.l1[i] & Q2_OFFSET_MASK)
+			rc = q2_alloc_verify(meta, "L2 table", image->map.l1[i] & Q2_OFFSET_MASK, 1, err);
+	if (!rc)
+		rc = verify_snapshots(image, err);
+	return rc ? rc : verify_bitmaps(image, err);
+}
+
+static int begin(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct qcow2_header *h = &meta->header;
+	if (image->is_snapshot || !qcow2_store_writable(image->store))
+		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET, "The image was opened read-only");
+	if (image->raw)
+		return 0;
+	if (h->incompatible_features & Q2_INCOMPATIBLE_CORRUPT)
+		return q2_error_set(err, QCOW2_E_CORRUPT, 72,
+				    "The image is marked corrupt; it can only be read, or repaired (check -r all)");
+	if (h->incompatible_features & Q2_INCOMPATIBLE_DIRTY)
+		return q2_error_set(err, QCOW2_E_CORRUPT, 72,
+				    "The image was not closed and its reference counts are not up to date; repair it "
+				    "first (check -r all)");
+	if (h->crypt_method)
+		return q2_error_set(err, QCOW2_E_UNSUPPORTED, 32,
+				    "The image is encrypted; writing to encrypted images is not supported");
+	struct qcow2_store *data;
+	int rc = q2_image_data_store(image, &data, err);
+	if (rc)
+		return rc;
+	if (!qcow2_store_writable(data))
+		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET,
+				    "The external data file was opened read-only");
+	rc = verify_metadata(image, err);
+	if (rc)
+		return rc;
+	meta->data = meta->geo.external_data ? data : NULL;
+	meta->virgin = q2_div_up(meta->file_length, meta->geo.cluster_size);
+	meta->free_hint = 1;
+	return 0;
+}
+
+int qcow2_image_begin(struct qcow2_image *image, struct qcow2_error *err)
+{
+	if (image->begun)
+		return 0;
+	int rc = begin(image, err);
+	image->begun = !rc;
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	struct qcow2_header *h = &meta->header;
+	if (!image->begun)
+		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET, "The image was not opened for writing");
+	int rc = q2_commit_check(meta, err);
+	if (rc || image->raw)
+		return rc;
+	image->expanded_host = UINT64_MAX;
+	if (!image->edited) {
+		bool lazy = h->version >= 3 && (h->compatible_features & Q2_COMPATIBLE_LAZY_REFCOUNTS);
+		uint64_t autoclear = h->autoclear_features & Q2_AUTOCLEAR_KNOWN;
+		if (lazy || autoclear != h->autoclear_features) {
+			h->autoclear_features = autoclear;
+			if (lazy)
+				h->incompatible_features |= Q2_INCOMPATIBLE_DIRTY;
+			rc = q2_commit_header(meta, err);
+			if (rc)
+				return rc;
+			meta->lazy = lazy;
+		}
+		image->edited = true;
+	}
+	return q2_cache_is_full(&meta->cache) ? q2_commit(meta, err) : 0;
+}
+
+struct qcow2_store *q2_edit_data(struct qcow2_image *image)
+{
+	if (image->meta.data) {
+		image->meta.data_unsynced = true;
+		return image->meta.data;
+	}
+	image->meta.unsynced = true;
+	return image->store;
+}
+
+int q2_edit_reads_zero(struct qcow2_image *image, uint64_t offset, uint64_t length, bool *zero,
+		       struct qcow2_error *err)
+{
+	*zero = true;
+	length = offset < image->size ? q2_min(length, image->size - offset) : 0;
+	while (length) {
+		struct qcow2_extent extent;
+		int rc = q2_chain_find(image, offset, length, 0, false, &extent, err);
+		if (rc)
+			return rc;
+		if (extent.kind != QCOW2_EXTENT_ZERO && extent.kind != QCOW2_EXTENT_UNALLOCATED) {
+			*zero = false;
+			return 0;
+		}
+		offset += extent.length;
+		length -= extent.length;
+	}
+	return 0;
+}
+
+int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t length, struct qcow2_error *err)
+{
+	uint64_t inside = offset < image->size ? q2_min(length, image->size - offset) : 0;
+	memset((uint8_t *)buf + inside, 0, length - inside);
+	return inside ? qcow2_image_read(image, offset, buf, inside, err) : 0;
+}
+
+int qcow2_image_flush(struct qcow2_image *image, struct qcow2_error *err)
+{
+	int rc = 0;
+	if (!image->begun)
+		return 0;
+	if (image->raw)
+		rc = q2_commit_barrier(&image->meta, err);
+	else
+		rc = q2_commit_flush(&image->meta, err);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	if (!image->begun)
+		return 0;
+	int rc = qcow2_image_flush(image, err);
+	if (!rc && meta->lazy) {
+		/* Every count is on disk before the bit that excused them goes. */
+		meta->lazy = false;
+		rc = q2_commit_flush(meta, err);
+		if (!rc) {
+			meta->header.incompatible_features &= ~(uint64_t)Q2_INCOMPATIBLE_DIRTY;
+			rc = q2_commit_header(meta, err);
+		}
+		rc = q2_image_blame(image, rc, err);
+	}
+	if (!rc)
+		image->begun = false;
+	return rc;
+}

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: MIT
+ * The order of writes: every change of the tables reaches the disk through here (invariants 1-3, 5, 7). */
+#include "meta/meta.h"
+
+#include "base/be.h"
+
+#include <string.h>
+
+int q2_commit_check(const struct q2_meta *meta, struct qcow2_error *err)
+{
+	if (meta->failure.code && err)
+		*err = meta->failure;
+	return meta->failure.code;
+}
+
+int q2_commit_fail(struct q2_meta *meta, int code, struct qcow2_error *err)
+{
+	if (!meta->failure.code) {
+		if (err)
+			meta->failure = *err;
+		else
+			q2_error_set(&meta->failure, code, Q2_NO_OFFSET,
+				     "An earlier write of metadata failed");
+	}
+	return code;
+}
+
+int q2_commit_word(struct q2_vec *words, uint64_t at, uint64_t value, struct qcow2_error *err)
+{
+	/* The last word for a place wins; most changes go to the place changed last. */
+	struct q2_word *last = words->count ? (struct q2_word *)words->items + words->count - 1 : NULL;
+	if (last && last->at == at) {
+		last->value = value;
+		return 0;
+	}
+	struct q2_word *word = q2_vec_push(words, sizeof *word);
+	if (!word)
+		return q2_error_nomem(err);
+	*word = (struct q2_word){at, value};
+	return 0;
+}
+
+int q2_commit_barrier(struct q2_meta *meta, struct qcow2_error *err)
+{
+	int rc = 0;
+	/* Invariant 3: the data file first, what the entries point at lies there. */
+	if (meta->data && meta->data_unsynced)
+		rc = qcow2_store_flush(meta->data, err);
+	if (rc)
+		return rc;
+	meta->data_unsynced = false;
+	if (meta->unsynced)
+		rc = qcow2_store_flush(meta->store, err);
+	if (!rc)
+		meta->unsynced = false;
+	return rc;
+}
+
+static int write_words(struct q2_meta *meta, struct q2_vec *words, struct qcow2_error *err)
+{
+	for (size_t i = 0; i < words->count; i++) {
+		const struct q2_word *word = (struct q2_word *)words->items + i;
+		uint8_t bytes[8];
+		q2_store64(bytes, word->value);
+		int rc = qcow2_store_write(meta->store, word->at, bytes, sizeof bytes, err);
+		if (rc)
+			return rc;
+		meta->unsynced = true;
+	}
+	words->count = 0;
+	return 0;
+}
+
+/* Lowers the counts of what is unlinked on disk by now (step F). */
+static int free_pending(struct q2_meta *meta, struct qcow2_error *err)
+{
+	/* Lowering fails only on a corrupt image or a failed read; what was not lowered is leaked. */
+	struct q2_vec spans = meta->pending_free;
+	meta->pending_free = (struct q2_vec){0};
+	int rc = 0;
+	for (size_t i = 0; i < spans.count && !rc; i++) {
+		const struct q2_span *span = (struct q2_span *)spans.items + i;
+		rc = q2_refcount_add(meta, span->start, span->count, -1, err);
+		for (uint64_t c = span->start; !rc && c < span->start + span->count; c++) {
+			uint64_t count;
+			rc = q2_refcount_read(meta, c, &count, err);
+			if (rc || count)
+				continue;
+			meta->free_hint = q2_min(meta->free_hint, c);
+			/* What the cache has of a table there is no longer true once the place is reused. */
+			q2_cache_forget(&meta->cache, q2_host_at(c << meta->geo.cluster_bits),
+					meta->geo.cluster_size);
+			if (meta->punch_freed)
+				rc = qcow2_store_punch(meta->store, c << meta->geo.cluster_bits,
+						       meta->geo.cluster_size, err);
+		}
+	}
+	q2_vec_free(&spans);
+	for (size_t i = 0; i < meta->pending_punch.count && !rc; i++) {
+		const struct q2_span *span = (struct q2_span *)meta->pending_punch.items + i;
+		rc = qcow2_store_punch(meta->data, span->start, span->count, err);
+		meta->data_unsynced = true;
+	}
+	meta->pending_punch.count = 0;
+	meta->punch_freed = false;
+	return rc;
+}
+
+static int commit(struct q2_meta *meta, struct qcow2_error *err)
+{
+	struct q2_cache *cache = &meta->cache;
+	/* A: nothing on disk reaches these yet, or it is a count that may be too high but not too low. */
+	int rc = q2_cache_write(cache, Q2_TABLE_L2 | Q2_TABLE_REFBLOCK, true, &meta->unsynced, err);
+	if (!rc && !meta->lazy)
+		rc = q2_cache_write(cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+	if (rc)
+		return rc;
+	/* C */
+	if (meta->reftable_words.count && !meta->lazy) {
+		rc = q2_commit_barrier(meta, err);
+		if (!rc)
+			rc = write_words(meta, &meta->reftable_words, err);
+		if (rc)
+			return rc;
+	}
+	/* D: only behind what the entries point at. Dirty slices that are left are L2's (or lazy counts). */
+	bool links = cache->dirty || meta->l1_words.count || meta->pending_free.count || meta->pending_punch.count;
+	if (!links)
+		return 0;
+	rc = q2_commit_barrier(meta, err);
+	if (!rc)
+		rc = q2_cache_write(cache, Q2_TABLE_L2, false, &meta->unsynced, err);
+	if (!rc)
+		rc = write_words(meta, &meta->l1_words, err);
+	if (rc || !(meta->pending_free.count || meta->pending_punch.count))
+		return rc;
+	/* F */
+	rc = q2_commit_barrier(meta, err);
+	return rc ? rc : free_pending(meta, err);
+}
+
+int q2_commit(struct q2_meta *meta, struct qcow2_error *err)
+{
+	struct qcow2_error own;
+	if (!err)
+		err = &own;
+	int rc = q2_commit_check(meta, err);
+	if (rc)
+		return rc;
+	rc = commit(meta, err);
+	return rc ? q2_commit_fail(meta, rc, err) : 0;
+}
+
+int q2_commit_flush(struct q2_meta *meta, struct qcow2_error *err)
+{
+	struct qcow2_error own;
+	if (!err)
+		err = &own;
+	int rc = q2_commit(meta, err);
+	if (rc)
+		return rc;
+	/* Counts that step F lowered need no order, but who asks for a flush gets the space back on disk. */
+	if (!meta->lazy)
+		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+	if (!rc)
+		rc = q2_commit_barrier(meta, err);
+	return rc ? q2_commit_fail(meta, rc, err) : 0;
+}
+
+int q2_commit_header(struct q2_meta *meta, struct qcow2_error *err)
+{
+	struct qcow2_error own;
+	uint8_t bytes[Q2_HEADER_FULL];
+	if (!err)
+		err = &own;
+	int rc = q2_commit_check(meta, err);
+	if (rc)
+		return rc;
+	size_t length = q2_header_put(&meta->header, bytes);
+	rc = qcow2_store_write(meta->store, 0, bytes, length, err);
+	meta->unsynced = true;
+	if (!rc)
+		rc = q2_commit_barrier(meta, err);
+	return rc ? q2_commit_fail(meta, rc, err) : 0;
+}
