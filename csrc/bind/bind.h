@@ -46,11 +46,6 @@ void q2_bind_set_bytes(lua_State *L, const char *name, struct qcow2_bytes bytes)
 /* Registers a class: metatable with methods in __index, and metamethods (both NULL-ended). */
 void q2_bind_class(lua_State *L, const char *class_name, const luaL_Reg *methods, const luaL_Reg *meta);
 
-/* ---- image.c ---- */
-
-/* Pushes a handle for an image; takes over the reference, also on error (which raises). */
-void q2_bind_push_image(lua_State *L, struct qcow2_image *image);
-
 /* ---- the parts, each adding its functions to the module table on top ---- */
 
 void q2_bind_open_store(lua_State *L);

@@ -10,13 +10,6 @@ static struct qcow2_image *self(lua_State *L)
 	return q2_bind_self(L, 1, Q2_IMAGE_CLASS);
 }
 
-void q2_bind_push_image(lua_State *L, struct qcow2_image *image)
-{
-	/* lua_newuserdatauv may raise for lack of memory: reserve first, so that nothing leaks. */
-	struct q2_handle *handle = q2_bind_new(L, Q2_IMAGE_CLASS);
-	handle->object = image;
-}
-
 /* core.image_open(store, "qcow2"|"raw") */
 static int l_open(lua_State *L)
 {
@@ -66,6 +59,20 @@ static int l_attach_backing(lua_State *L)
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L), *backing = q2_bind_self(L, 2, Q2_IMAGE_CLASS);
 	return q2_bind_done(L, qcow2_image_attach_backing(image, backing, &err), &err);
+}
+
+/* A new handle for the attached backing image, nil when there is none. */
+static int l_backing(lua_State *L)
+{
+	struct qcow2_image *backing = qcow2_image_backing(self(L));
+	if (!backing) {
+		lua_pushnil(L);
+		return 1;
+	}
+	/* The handle first: making it may raise, and then no reference must be lost. */
+	struct q2_handle *handle = q2_bind_new(L, Q2_IMAGE_CLASS);
+	handle->object = qcow2_image_ref(backing);
+	return 1;
 }
 
 /* has_data, has_backing: what is attached right now */
@@ -224,6 +231,7 @@ void q2_bind_open_image(lua_State *L)
 		{"attach_data", l_attach_data},
 		{"attach_backing", l_attach_backing},
 		{"attached", l_attached},
+		{"backing", l_backing},
 		{"disk_bytes", l_size},
 		{"file_lengths", l_file_lengths},
 		{"data_lengths", l_data_lengths},

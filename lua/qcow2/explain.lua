@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- How one guest byte is found: the path through the tables, with every raw value on the way.
 local core = require("qcow2.core")
+local references = require("qcow2.references")
 
 local explain = {}
 
@@ -12,8 +13,8 @@ local function describe(path)
     lines[#lines + 1] = string.format(...)
   end
   for depth, layer in ipairs(path.layers) do
-    line("%s'%s' (%s), guest offset 0x%x", depth > 1 and "backing file " or "", layer.path or "?", layer.format,
-      path.offset)
+    line("%s'%s' (%s), guest offset 0x%x", depth > 1 and "backing file " or "", references.escape(layer.path or "?"),
+      layer.format, path.offset)
     if layer.l1_index then
       line("  header   l1_table_offset 0x%x, cluster_bits %d", layer.l1_table_offset, layer.cluster_bits)
       line("  L1[%d]  at 0x%x = 0x%016x", layer.l1_index, layer.l1_entry_offset, layer.l1_raw)
@@ -49,8 +50,11 @@ local function explain_layer(image, offset)
   if not word then
     return nil, message, kind
   end
-  layer.cluster_bits, layer.l1_table_offset = header.cluster_bits, header.l1_table_offset
-  layer.l1_index, layer.l1_raw, layer.l1_entry_offset = l1_index, word, header.l1_table_offset + 8 * l1_index
+  -- An internal snapshot has an L1 table of its own.
+  local snapshot = (debug.getuservalue(image, 1) or {}).snapshot
+  local l1_offset = snapshot and snapshot.l1_offset or header.l1_table_offset
+  layer.cluster_bits, layer.l1_table_offset = header.cluster_bits, l1_offset
+  layer.l1_index, layer.l1_raw, layer.l1_entry_offset = l1_index, word, l1_offset + 8 * l1_index
   local l2_raw, bitmap, at = raw.l2_entry(image, l1_index, l2_index)
   if not l2_raw then
     return nil, bitmap, at
@@ -79,7 +83,7 @@ local function explain_layer(image, offset)
     layer.verdict = "reads as zeros"
       .. (extent.host_offset and (" (space kept at host byte 0x%x)"):format(extent.host_offset) or "")
   elseif raw.names(image) then
-    layer.verdict = ("unallocated: ask the backing file '%s'"):format((raw.names(image)))
+    layer.verdict = ("unallocated: ask the backing file '%s'"):format(references.escape((raw.names(image))))
     return layer, true
   else
     layer.verdict = "unallocated: zeros"
@@ -93,8 +97,15 @@ function explain.explain(image, offset)
   if offset >= raw.disk_bytes(image) then
     return nil, ("Offset %d is past the disk's end %d"):format(offset, raw.disk_bytes(image)), "range"
   end
-  local path = { offset = offset, layers = {} }
-  for _, item in ipairs(image:chain()) do
+  local path, chain = { offset = offset, layers = {} }, image:chain()
+  local _ <close> = setmetatable({}, { __close = function()
+    for depth = 2, #chain do
+      if chain[depth].image then
+        chain[depth].image:close()
+      end
+    end
+  end })
+  for _, item in ipairs(chain) do
     if item.missing then
       path.layers[#path.layers + 1] = { path = item.path, format = "missing", verdict = item.missing }
       break

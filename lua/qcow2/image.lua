@@ -2,9 +2,10 @@
 -- Image objects: opening by policy, properties, reading, extents. The core's handle is the object; this file
 -- dresses its class.
 --
--- Each image has a state table (the handle's user value): path, mode, open options, parents (the identities
--- above it in its chain). What an image names is attached when it is first needed: the core answers "missing",
--- then attach() runs once and the call is repeated.
+-- Each image has a state table (the handle's user value): path, mode, open options, identity of the file, and
+-- `below`, the state of the attached backing image. What an image names is attached when it is first needed: the
+-- core answers "missing", then attach() runs and the call is repeated. No handle of a lower layer is kept, so
+-- that closing the one there is closes the files.
 local core = require("qcow2.core")
 local options = require("qcow2.options")
 local references = require("qcow2.references")
@@ -44,6 +45,16 @@ local function check_open_options(given)
   if o.data_file == true or o.backing == true then
     error("options 'data_file' and 'backing' are a path or false", 3)
   end
+  if type(o.references) == "table" then
+    for _, directory in ipairs(o.references) do
+      if type(directory) ~= "string" then
+        error("option 'references' must list directories as strings, not " .. type(directory), 3)
+      end
+    end
+  end
+  if type(o.backing) == "userdata" and (debug.getmetatable(o.backing) ~= class or not raw.is_open(o.backing)) then
+    error("option 'backing' must be a path, an open image or false", 3)
+  end
   if o.mode == "rw" and (o.force_share or o.snapshot) then
     error("mode \"rw\" excludes force_share and snapshot", 3)
   end
@@ -67,12 +78,14 @@ local function open_one(path, mode, format, store_flags)
     end
   end
   local self
+  local device, inode = store:identity()
   self, message, kind, errno = core.image_open(store, format)
   store:close()
   if not self then
     return nil, ("Could not open '%s': %s"):format(references.escape(path), message), kind, errno
   end
-  local state = { path = path, mode = mode, format = format, probed = probed, parents = {} }
+  local state = { path = path, mode = mode, format = format, probed = probed,
+    identity = device and device .. ":" .. inode }
   debug.setuservalue(self, state, 1)
   return self, state
 end
@@ -112,6 +125,14 @@ end
 
 -- ---- attaching -----------------------------------------------------------------------------
 
+local MOST_LAYERS = 200
+
+-- An image that was reached by probing gets no references of its own (SAFETY rule 8).
+local function refuse_probed(state, what, name)
+  return nil, ("'%s' was reached by probing, so its own %s '%s' is not opened; store the backing format (rebase -u -F)")
+    :format(references.escape(state.path), what, references.escape(name)), "refused"
+end
+
 local function attach_data(self, state)
   local header = raw.header_fields(self)
   if not header or header.incompatible_features & 4 == 0 or raw.attached(self) then
@@ -126,7 +147,11 @@ local function attach_data(self, state)
   if not path then
     local _, _, name = raw.names(self)
     if not name then
-      return nil, ("'%s' does not name its external data file; give it as data_file"):format(state.path), "missing"
+      return nil, ("'%s' does not name its external data file; give it as data_file")
+        :format(references.escape(state.path)), "missing"
+    end
+    if state.probed_reference then
+      return refuse_probed(state, "data file", name)
     end
     path, message, kind, errno = references.allow(state.references, state.path, name, "data_file")
     if not path then
@@ -148,7 +173,7 @@ local function attach_data(self, state)
   return ok, message, kind, errno
 end
 
--- Opens the backing image that `self` names (or was given). gives it, its state, true when it was there already.
+-- Opens the backing image that `self` names (or was given). gives it and its state.
 local function open_backing(self, state)
   local name, format = raw.names(self)
   if state.backing == false then
@@ -163,9 +188,7 @@ local function open_backing(self, state)
   format = state.backing_format or format
   if not path then
     if state.probed_reference then
-      return nil, ("'%s' was reached by probing, so its own backing file '%s' is not opened; "
-        .. "store the backing format (rebase -u -F)"):format(references.escape(state.path), references.escape(name)),
-        "refused"
+      return refuse_probed(state, "backing file", name)
     end
     path, message, kind, errno = references.allow(state.references, state.path, name, "backing")
     if not path then
@@ -187,58 +210,86 @@ local function open_backing(self, state)
   return backing, backing_state
 end
 
----Attaches data file and backing chain, layer by layer.
-function methods:attach()
-  local layer, seen = self, {}
-  for _ = 1, 200 do
-    local state = state_of(layer)
-    local key = state.path and core.realpath(state.path)
-    if key and seen[key] then
-      return nil, ("The backing chain of '%s' comes back to '%s'"):format(
-        references.escape(state_of(self).path), references.escape(key)), "corrupt"
-    end
-    seen[key or layer] = true
-    local ok, message, kind, errno = attach_data(layer, state)
-    if not ok then
-      return nil, message, kind, errno
-    end
-    local name = raw.names(layer)
-    local _, has_backing = raw.attached(layer)
-    if name == nil or (has_backing and not state.backing_image) then
-      return true
-    end
-    if not has_backing then
-      local backing, backing_state
-      backing, backing_state, kind, errno = open_backing(layer, state)
-      if not backing then
-        return nil, backing_state, kind, errno
-      end
-      -- A file that stands above already would make the chain a ring.
-      local real = backing_state.path and core.realpath(backing_state.path)
-      if real and seen[real] then
-        return nil, ("The backing chain of '%s' comes back to '%s'"):format(
-          references.escape(state_of(self).path), references.escape(real)), "corrupt"
-      end
-      ok, message, kind, errno = raw.attach_backing(layer, backing)
-      if not ok then
-        return nil, message, kind, errno
-      end
-      state.backing_image = backing
-    end
-    layer = state.backing_image
+-- Attaches the backing image that `layer` names, when it is not attached yet. seen: identities of the layers
+-- from the top down to here; a file that stands above already would make the chain a ring.
+local function attach_backing(layer, seen)
+  local state = state_of(layer)
+  seen[#seen + 1] = state.path
+  if state.identity then
+    seen[state.identity] = true
   end
-  return nil, "The backing chain is longer than 200 images", "range"
+  local _, attached = raw.attached(layer)
+  if raw.names(layer) == nil or attached then
+    return true
+  end
+  if #seen >= MOST_LAYERS then
+    return nil, ("The backing chain of '%s' is longer than %d images"):format(references.escape(seen[1]), MOST_LAYERS),
+      "range"
+  end
+  local backing, below, kind, errno = open_backing(layer, state)
+  if not backing then
+    return nil, below, kind, errno
+  end
+  local ok, message
+  if below.identity and seen[below.identity] then
+    ok, message, kind = nil, ("The backing chain of '%s' comes back to '%s'"):format(references.escape(seen[1]),
+      references.escape(below.path)), "corrupt"
+  else
+    ok, message, kind, errno = raw.attach_backing(layer, backing)
+  end
+  if type(state.backing) ~= "userdata" then
+    raw.close(backing)
+  end
+  if not ok then
+    return nil, message, kind, errno
+  end
+  state.below = below
+  return true
+end
+
+-- A new handle for the attached backing image, to be closed by the caller; nil when there is none.
+local function lower(layer)
+  local handle = raw.backing(layer)
+  if handle then
+    debug.setuservalue(handle, state_of(layer).below, 1)
+  end
+  return handle
+end
+
+---Attaches data file and backing chain, layer by layer, as far as it goes.
+function methods:attach()
+  local layer, seen, first = self, {}, nil
+  repeat
+    local ok, message, kind, errno = attach_data(layer, state_of(layer))
+    if not ok then
+      first = first or { message, kind, errno }
+    end
+    ok, message, kind, errno = attach_backing(layer, seen)
+    if not ok then
+      first = first or { message, kind, errno }
+    end
+    local next_layer = ok and lower(layer)
+    if layer ~= self then
+      raw.close(layer)
+    end
+    layer = next_layer
+  until not layer
+  if first then
+    return nil, first[1], first[2], first[3]
+  end
+  return true
 end
 
 -- Calls a core method; when it misses a referenced file, attaches what the image names and calls again.
 local function with_references(self, method, ...)
   local result, message, kind, errno = method(self, ...)
-  if result == nil and kind == "missing" and not state_of(self).attach_failed then
-    local ok, why, why_kind, why_errno = methods.attach(self)
-    if not ok then
-      return nil, why, why_kind, why_errno
-    end
-    return method(self, ...)
+  if result ~= nil or kind ~= "missing" then
+    return result, message, kind, errno
+  end
+  local ok, why, why_kind, why_errno = methods.attach(self)
+  result, message, kind, errno = method(self, ...)
+  if result == nil and kind == "missing" and not ok then
+    return nil, why, why_kind, why_errno
   end
   return result, message, kind, errno
 end
@@ -278,7 +329,11 @@ function methods:extents(given)
   local layer = self
   while layer do
     attach_data(layer, state_of(layer))
-    layer = not o.layer and state_of(layer).backing_image
+    local next_layer = not o.layer and lower(layer)
+    if layer ~= self then
+      raw.close(layer)
+    end
+    layer = next_layer
   end
   local batch, index, room = {}, 0, 16
   return function()
@@ -353,37 +408,20 @@ function methods:bitmap(name)
 end
 
 function methods:chain()
-  local list, layer = {}, self
+  local list, layer, seen = {}, self, {}
   while layer do
     local state = state_of(layer)
     local item = { path = state.path, format = state.format, size = raw.disk_bytes(layer), image = layer }
     item.backing_file, item.backing_format, item.data_file = raw.names(layer)
     list[#list + 1] = item
-    if not item.backing_file then
-      break
+    -- One step at a time: the layers above a missing file are still worth showing.
+    local ok, message, kind = attach_backing(layer, seen)
+    if not ok then
+      local path = type(state.backing) == "string" and state.backing
+        or references.resolve(state.path, item.backing_file)
+      list[#list + 1] = { path = path, missing = message, kind = kind }
     end
-    local _, has_backing = raw.attached(layer)
-    if not has_backing then
-      -- One step at a time: the layers above a missing file are still worth showing.
-      local backing, message, kind = open_backing(layer, state)
-      local real = backing and core.realpath(state_of(backing).path)
-      for _, above in ipairs(list) do
-        if real and core.realpath(above.path) == real then
-          backing, message, kind = nil, ("Backing file loop at '%s'"):format(references.escape(real)), "corrupt"
-          break
-        end
-      end
-      local ok = backing ~= nil
-      if ok then
-        ok, message, kind = raw.attach_backing(layer, backing)
-      end
-      if not ok then
-        list[#list + 1] = { path = references.resolve(state.path, item.backing_file), missing = message, kind = kind }
-        break
-      end
-      state.backing_image = backing
-    end
-    layer = state.backing_image
+    layer = ok and lower(layer)
   end
   return list
 end
