@@ -1,11 +1,10 @@
 -- SPDX-License-Identifier: MIT
 -- How one guest byte is found: the path through the tables, with every raw value on the way.
-local core = require("qcow2.core")
 local references = require("qcow2.references")
 
 local explain = {}
 
-local raw = core.classes.image.__index
+local raw = require("qcow2.image").raw -- loaded after it, when something is explained
 
 local function describe(path)
   local lines = {}
