@@ -67,6 +67,7 @@ int luaopen_qcow2_core(lua_State *L)
 	q2_bind_open_store(L);
 	q2_bind_open_image(L);
 	q2_bind_open_tables(L);
+	q2_bind_open_edit(L);
 	q2_bind_open_create(L);
 	push_features(L);
 	lua_setfield(L, -2, "features");

@@ -85,4 +85,12 @@ int q2_edit_reads_zero(struct qcow2_image *image, uint64_t offset, uint64_t leng
 int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t length,
 		 struct qcow2_error *err);
 
+/* Makes the clusters of [start, end) unallocated; what they held is freed. needs: whole clusters, below what
+ * the L1 table covers. */
+int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);
+
+/* Links `length` bytes of compressed stream as the cluster at guest `offset` (compress.c). */
+int q2_compress_link(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
+		     struct qcow2_error *err);
+
 #endif

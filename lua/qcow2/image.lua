@@ -109,6 +109,13 @@ function image.open(path, given)
   if o.snapshot then
     return methods.snapshot(self, o.snapshot)
   end
+  if mode == "rw" then
+    local ok, message
+    ok, message, kind, errno = image.begin(self, state)
+    if not ok then
+      return nil, message, kind, errno
+    end
+  end
   return self
 end
 
@@ -434,8 +441,62 @@ function methods:explain(offset)
   return require("qcow2.explain").explain(self, size.argument(offset, "offset") or error("offset is missing", 2))
 end
 
+-- ---- writing -------------------------------------------------------------------------------
+
+-- Makes the image writable: its data file has to be there, its backing file only once bytes of it are needed.
+function image.begin(self, state)
+  local ok, message, kind, errno = attach_data(self, state)
+  if ok then
+    ok, message, kind, errno = raw.begin(self)
+  end
+  return ok, message, kind, errno
+end
+
+function methods:write(offset, bytes)
+  return with_references(self, raw.write, offset, bytes)
+end
+
+function methods:write_compressed(offset, bytes)
+  return with_references(self, raw.write_compressed, offset, bytes)
+end
+
+local zero_options = { unmap = "boolean" }
+
+function methods:zero(offset, length, given)
+  local o = options.check(given, zero_options)
+  return with_references(self, raw.zero, offset, length, o.unmap or false)
+end
+
+function methods:discard(offset, length)
+  return with_references(self, raw.discard, offset, length)
+end
+
+function methods:flush()
+  return raw.flush(self)
+end
+
+local resize_options = { shrink = "boolean" }
+
+function methods:resize(new_size, given)
+  local o = options.check(given, resize_options)
+  local bytes = size.argument(new_size, "size") or error("size is missing", 2)
+  -- A longer backing file would show in the grown part, so its length has to be known.
+  if raw.is_writable(self) and bytes > raw.disk_bytes(self) and raw.names(self) then
+    local ok, message, kind, errno = methods.attach(self)
+    if not ok then
+      return nil, message, kind, errno
+    end
+  end
+  return raw.set_size(self, bytes, o.shrink or false)
+end
+
 function methods:close()
-  return raw.close(self)
+  if not raw.is_open(self) then
+    return true
+  end
+  local ok, message, kind, errno = raw.finish(self)
+  raw.close(self)
+  return ok, message, kind, errno
 end
 
 -- ---- properties ----------------------------------------------------------------------------
@@ -547,6 +608,14 @@ class.__pairs = function(self)
         return shown[i], value
       end
     end
+  end
+end
+
+-- A block that ended normally learns that its last flush failed; one that ended by an error keeps its error.
+class.__close = function(self, raised)
+  local ok, message = methods.close(self)
+  if not ok and raised == nil then
+    error(message, 0)
   end
 end
 

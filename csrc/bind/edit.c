@@ -1,0 +1,103 @@
+/* SPDX-License-Identifier: MIT
+ * Class qcow2.image, third part: what changes an image. */
+#include "bind/bind.h"
+
+static struct qcow2_image *self(lua_State *L)
+{
+	return q2_bind_self(L, 1, Q2_IMAGE_CLASS);
+}
+
+static int l_begin(lua_State *L)
+{
+	struct qcow2_error err;
+	return q2_bind_done(L, qcow2_image_begin(self(L), &err), &err);
+}
+
+/* image:write(offset, bytes) */
+static int l_write(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint64_t offset = q2_bind_unsigned(L, 2, "offset");
+	size_t length;
+	const char *bytes = luaL_checklstring(L, 3, &length);
+	return q2_bind_done(L, qcow2_image_write(image, offset, bytes, length, &err), &err);
+}
+
+/* image:write_compressed(offset, bytes): one cluster */
+static int l_write_compressed(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint64_t offset = q2_bind_unsigned(L, 2, "offset");
+	size_t length;
+	const char *bytes = luaL_checklstring(L, 3, &length);
+	return q2_bind_done(L, qcow2_image_write_compressed(image, offset, bytes, length, &err), &err);
+}
+
+/* image:zero(offset, length, unmap) */
+static int l_zero(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint64_t offset = q2_bind_unsigned(L, 2, "offset"), length = q2_bind_unsigned(L, 3, "length");
+	unsigned flags = lua_toboolean(L, 4) ? QCOW2_ZERO_UNMAP : 0;
+	return q2_bind_done(L, qcow2_image_zero(image, offset, length, flags, &err), &err);
+}
+
+/* image:discard(offset, length) */
+static int l_discard(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint64_t offset = q2_bind_unsigned(L, 2, "offset"), length = q2_bind_unsigned(L, 3, "length");
+	return q2_bind_done(L, qcow2_image_discard(image, offset, length, &err), &err);
+}
+
+static int l_flush(lua_State *L)
+{
+	struct qcow2_error err;
+	return q2_bind_done(L, qcow2_image_flush(self(L), &err), &err);
+}
+
+static int l_finish(lua_State *L)
+{
+	struct qcow2_error err;
+	return q2_bind_done(L, qcow2_image_finish(self(L), &err), &err);
+}
+
+/* image:set_size(size, shrink) */
+static int l_resize(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint64_t size = q2_bind_unsigned(L, 2, "size");
+	unsigned flags = lua_toboolean(L, 3) ? QCOW2_RESIZE_SHRINK : 0;
+	return q2_bind_done(L, qcow2_image_resize(image, size, flags, &err), &err);
+}
+
+static int l_is_writable(lua_State *L)
+{
+	lua_pushboolean(L, qcow2_image_writable(self(L)));
+	return 1;
+}
+
+void q2_bind_open_edit(lua_State *L)
+{
+	static const luaL_Reg methods[] = {
+		{"begin", l_begin},
+		{"write", l_write},
+		{"write_compressed", l_write_compressed},
+		{"zero", l_zero},
+		{"discard", l_discard},
+		{"flush", l_flush},
+		{"finish", l_finish},
+		{"set_size", l_resize},
+		{"is_writable", l_is_writable},
+		{NULL, NULL},
+	};
+	luaL_getmetatable(L, Q2_IMAGE_CLASS);
+	lua_getfield(L, -1, "__index");
+	luaL_setfuncs(L, methods, 0);
+	lua_pop(L, 2);
+}

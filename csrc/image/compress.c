@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: MIT
+ * Compressed writes: one cluster's stream, packed behind the last one at byte granularity. */
+#include "data/codec.h"
+#include "image/image.h"
+#include "meta/link.h"
+
+#include <inttypes.h>
+
+/*
+ * A place for `length` bytes of stream. Streams share clusters: each stream that touches a cluster is one
+ * reference to it. gives: the host offset; the counts are raised.
+ */
+static int place_stream(struct qcow2_image *image, uint32_t length, q2_host *host, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	unsigned bits = meta->geo.cluster_bits;
+	uint64_t at = image->stream_at, end = image->stream_end, start, got;
+	int rc;
+	if (at < end) {
+		uint64_t tail = at >> bits, count;
+		/* The tail's cluster may have been let go of, or its count may be at its limit. */
+		rc = q2_refcount_read(meta, tail, &count, err);
+		if (rc)
+			return rc;
+		if (!count || count == q2_refcount_max(meta->geo.refcount_order))
+			at = end = 0;
+	}
+	if (at + length > end) {
+		rc = q2_alloc(meta, 1, false, &start, &got, err);
+		if (rc)
+			return rc;
+		/* A stream may run on into the next cluster of the file when that is the one just taken. */
+		if (at >= end || start << bits != end)
+			at = start << bits;
+		end = (start + 1) << bits;
+		if (at >> bits == start) {
+			image->stream_at = at + length;
+			image->stream_end = end;
+			*host = q2_host_at(at);
+			return 0;
+		}
+	}
+	/* Its first cluster is shared with the stream before. */
+	rc = q2_refcount_add(meta, at >> bits, 1, 1, err);
+	if (rc)
+		return rc;
+	image->stream_at = at + length;
+	image->stream_end = end;
+	*host = q2_host_at(at);
+	return 0;
+}
+
+int q2_compress_link(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
+		     struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct q2_geometry *g = &meta->geo;
+	int rc = q2_edit_begin(image, err);
+	if (!rc)
+		rc = q2_link_table(&image->map, q2_guest_at(offset), err);
+	q2_host host;
+	if (!rc)
+		rc = place_stream(image, length, &host, err);
+	if (rc)
+		return rc;
+	rc = qcow2_store_write(q2_edit_data(image), host.v, stream, length, err);
+	uint8_t *entry;
+	uint32_t left;
+	if (!rc)
+		rc = q2_link_edit(&image->map, q2_guest_at(offset), &entry, &left, err);
+	if (rc) {
+		uint64_t first = host.v >> g->cluster_bits, last = (host.v + length - 1) >> g->cluster_bits;
+		q2_alloc_abandon(meta, first, last - first + 1, NULL);
+		image->stream_at = image->stream_end = 0;
+		return rc;
+	}
+	struct q2_entry old = q2_link_get(g, entry);
+	rc = q2_link_release(&image->map, &old, err);
+	if (rc)
+		return q2_commit_fail(meta, rc, err);
+	q2_link_put(g, entry, q2_entry_compressed(g, host, length), 0);
+	return 0;
+}
+
+int qcow2_image_write_compressed(struct qcow2_image *image, uint64_t offset, const void *buf, size_t length,
+				 struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	int rc = q2_edit_begin(image, err);
+	if (!rc && (image->raw || g->external_data))
+		rc = q2_error_set(err, QCOW2_E_CONFLICT, offset,
+				  image->raw ? "A raw image has no compressed clusters"
+					     : "Clusters in an external data file cannot be compressed");
+	else if (!rc && (!q2_fits(offset, length, image->size) || !q2_is_aligned(offset, g->cluster_size) ||
+			 length != q2_min(g->cluster_size, image->size - offset)))
+		rc = q2_error_set(err, QCOW2_E_RANGE, offset,
+				  "A compressed write is one whole cluster of %" PRIu32 " bytes inside the disk",
+				  g->cluster_size);
+	if (!rc && !image->codec)
+		rc = q2_codec_new(image->meta.header.compression_type, &image->codec, err);
+	if (rc)
+		return q2_image_blame(image, rc, err);
+	q2_auto uint8_t *whole = q2_new_pages(g->cluster_size);
+	q2_auto uint8_t *stream = q2_new_pages(g->cluster_size);
+	if (!whole || !stream)
+		return q2_error_nomem(err);
+	memcpy(whole, buf, length);
+	memset(whole + length, 0, g->cluster_size - length);
+	size_t used;
+	rc = q2_codec_compress(image->codec, whole, g->cluster_size, stream, g->cluster_size - 1, &used, err);
+	if (!rc && !used)
+		return qcow2_image_write(image, offset, buf, length, err);
+	if (!rc)
+		rc = q2_compress_link(image, offset, stream, (uint32_t)used, err);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}

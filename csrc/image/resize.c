@@ -1,0 +1,179 @@
+/* SPDX-License-Identifier: MIT
+ * The disk's size: grown or shrunk with one switch of the header (invariant 5). */
+#include "image/image.h"
+#include "meta/link.h"
+
+#include <inttypes.h>
+
+/* A larger L1 table beside the old one; the header names it with one write. The disk's size stays. */
+static int grow_l1(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct q2_geometry *g = &meta->geo;
+	uint64_t entries = q2_header_l1_entries(g, size);
+	if (entries > Q2_MAX_L1_BYTES / 8)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				    "A disk of %" PRIu64 " bytes needs an L1 table above %u bytes", size,
+				    Q2_MAX_L1_BYTES);
+	/* What is pending speaks of the old table's place. */
+	int rc = q2_commit(meta, err);
+	uint64_t clusters = q2_div_up(entries * 8, g->cluster_size), start, got;
+	q2_auto uint64_t *l1 = q2_new(entries, sizeof *l1);
+	q2_auto uint64_t *raw = q2_new(clusters << g->cluster_bits, 1);
+	if (!rc && (!l1 || !raw))
+		rc = q2_error_nomem(err);
+	if (!rc)
+		rc = q2_alloc(meta, clusters, true, &start, &got, err);
+	if (rc)
+		return rc;
+	memcpy(l1, image->map.l1, (size_t)image->map.l1_entries * 8);
+	for (uint64_t i = 0; i < entries; i++)
+		raw[i] = htobe64(l1[i]);
+	rc = qcow2_store_write(meta->store, start << g->cluster_bits, raw, clusters << g->cluster_bits, err);
+	meta->unsynced = true;
+	if (rc) {
+		q2_alloc_abandon(meta, start, clusters, NULL);
+		return rc;
+	}
+	/* The counts of the new table are on disk before the header names it, lazy or not. */
+	bool lazy = meta->lazy;
+	meta->lazy = false;
+	rc = q2_commit_flush(meta, err);
+	meta->lazy = lazy;
+	if (rc)
+		return rc;
+	uint64_t old = meta->header.l1_table_offset, old_bytes = meta->header.l1_size * 8ull;
+	meta->header.l1_table_offset = start << g->cluster_bits;
+	meta->header.l1_size = (uint32_t)entries;
+	rc = q2_commit_header(meta, err);
+	if (rc)
+		return rc;
+	free(image->map.l1);
+	image->map.l1 = q2_take(&l1);
+	image->map.l1_offset = meta->header.l1_table_offset;
+	image->map.l1_entries = (uint32_t)entries;
+	return old_bytes ? q2_alloc_release(meta, old >> g->cluster_bits, q2_div_up(old_bytes, g->cluster_size), err)
+			 : 0;
+}
+
+static int resize_data_file(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+{
+	uint64_t length;
+	int rc = image->meta.data ? qcow2_store_length(image->meta.data, &length, err) : 0;
+	/* A file longer than the disk keeps its bytes; a raw one is exactly the disk. */
+	bool raw = image->meta.header.autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW;
+	if (rc || !image->meta.data || (length == size) || (length > size && !raw) ||
+	    qcow2_store_is_device(image->meta.data))
+		return rc;
+	image->meta.data_unsynced = true;
+	return qcow2_store_resize(image->meta.data, size, err);
+}
+
+/*
+ * Everything the grown part would show reads as zeros before the size on disk says it is there: entries left
+ * over from a larger disk, the rest of the last cluster, a backing file longer than the disk, old bytes of a
+ * data file that was longer all along. needs: in memory the disk has its new size already.
+ */
+static int clear_grown(struct qcow2_image *image, uint64_t old, uint64_t size, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	uint32_t cluster_size = meta->geo.cluster_size;
+	uint64_t low = q2_round_up(old, cluster_size), high = q2_round_up(size, cluster_size);
+	uint64_t length = 0, backing = image->backing ? image->backing->size : 0;
+	int rc = meta->data ? qcow2_store_length(meta->data, &length, err) : 0;
+	if (!rc && length > old) {
+		meta->data_unsynced = true;
+		rc = qcow2_store_punch(meta->data, old, q2_min(length, size) - old, err);
+	}
+	if (!rc && low < high)
+		rc = q2_unmap_clusters(image, low, high, err);
+	if (!rc && low > old)
+		rc = qcow2_image_zero(image, old, q2_min(size, low) - old, 0, err);
+	if (!rc && backing > low && size > low)
+		rc = qcow2_image_zero(image, low, q2_min(size, backing) - low, 0, err);
+	return rc;
+}
+
+static int grow(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	uint64_t old = image->size;
+	int rc = 0;
+	if (q2_header_l1_entries(&meta->geo, size) > image->map.l1_entries)
+		rc = grow_l1(image, size, err);
+	if (rc)
+		return rc;
+	image->size = image->map.size = size;
+	rc = clear_grown(image, old, size, err);
+	if (!rc)
+		rc = resize_data_file(image, size, err);
+	if (!rc)
+		rc = q2_commit_flush(meta, err);
+	if (!rc) {
+		meta->header.size = size;
+		rc = q2_commit_header(meta, err);
+	}
+	if (rc)
+		image->size = image->map.size = old;
+	return rc;
+}
+
+/* First the size, then the clusters behind it: cut off in between, they are merely still allocated. */
+static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	uint32_t cluster_size = meta->geo.cluster_size;
+	uint64_t old = image->size;
+	int rc = q2_commit_flush(meta, err);
+	if (rc)
+		return rc;
+	meta->header.size = size;
+	rc = q2_commit_header(meta, err);
+	if (rc)
+		return rc;
+	image->size = image->map.size = size;
+	uint64_t low = q2_round_up(size, cluster_size), high = q2_round_up(old, cluster_size);
+	if (low < high)
+		rc = q2_unmap_clusters(image, low, high, err);
+	if (!rc)
+		rc = q2_commit_flush(meta, err);
+	return rc ? rc : resize_data_file(image, size, err);
+}
+
+static int resize_raw(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+{
+	int rc = qcow2_store_resize(image->store, size, err);
+	if (!rc) {
+		image->meta.unsynced = true;
+		image->size = q2_round_up(size, 512);
+	}
+	return rc;
+}
+
+int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags, struct qcow2_error *err)
+{
+	uint32_t snapshots = 0, bitmaps = 0;
+	int rc = q2_edit_begin(image, err);
+	if (!rc && size > INT64_MAX - 511)
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "A disk of %" PRIu64 " bytes is too large", size);
+	if (!rc && size < image->size && !(flags & QCOW2_RESIZE_SHRINK))
+		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				  "Shrinking to %" PRIu64 " bytes would lose what lies behind; it has to be asked for",
+				  size);
+	if (!rc && !image->raw)
+		rc = qcow2_image_snapshot_count(image, &snapshots, err);
+	/* Entries of version 2 snapshots do not say how large the disk was. */
+	if (!rc && snapshots && image->meta.header.version < 3)
+		rc = q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
+				  "A version 2 image that has snapshots cannot be resized");
+	if (!rc && !image->raw)
+		rc = qcow2_image_bitmap_count(image, &bitmaps, err);
+	if (!rc && bitmaps)
+		rc = q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
+				  "An image that has persistent bitmaps cannot be resized; remove them first");
+	if (!rc && size != image->size)
+		rc = image->raw           ? resize_raw(image, size, err)
+		     : size > image->size ? grow(image, size, err)
+					  : shrink(image, size, err);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
