@@ -382,13 +382,19 @@ int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_
 
 /* ---- jobs --------------------------------------------------------------------------------- */
 
+struct qcow2_job;
+
 /*
- * Long work is done in steps by worker threads: a step returns after about a tenth of a second with 1 (there
- * is more), 0 (all is done) or the failure, which every later step repeats; *done of *total bytes are
- * dealt with. A job may be freed at any moment: that joins its threads and lets go of everything. The images
- * of a job are its own until it is freed: the caller does not use them between steps.
- * Of several failures the one first in the disk's order is told.
+ * Long work is done in steps, by worker threads: a step returns after about a tenth of a second with 1 (there
+ * is more), 0 (all is done) or the failure, which every later step repeats. gives: *done of *total bytes of the
+ * disk are dealt with. Of several failures the one first in the disk's order is told.
+ * The images of a job belong to it until it is freed: the caller does not use them between the steps.
  */
+int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+
+/* At any moment: joins the threads and lets go of everything. NULL is fine. */
+void qcow2_job_free(struct qcow2_job *job);
+
 struct qcow2_copy_options {
 	uint64_t sparse_size; /* the shortest run of zeros that is left out of the target, a multiple of 512;
 			       * 0: everything takes space */
@@ -399,20 +405,16 @@ struct qcow2_copy_options {
 	bool sync;            /* flush the target at the end */
 };
 
-struct qcow2_copy;
-
 /*
  * Copies disks, one behind the other (each begins at a multiple of 512 bytes), into `target` as a raw disk.
- * What an existing target has behind the copy stays. fails: `conflict` when the target is a
- * file that is read; `range` when an existing target is too small.
+ * What an existing target has behind the copy stays. References are taken. fails: `conflict` when the target
+ * is a file that is read; `range` when an existing target is too small.
  */
 int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow2_store *target,
-		   const struct qcow2_copy_options *options, struct qcow2_copy **out,
-		   struct qcow2_error *err);
-int qcow2_copy_step(struct qcow2_copy *copy, uint64_t *done, uint64_t *total, struct qcow2_error *err);
-/* Bytes that `salvage` made zeros so far. */
-uint64_t qcow2_copy_lost(const struct qcow2_copy *copy);
-void qcow2_copy_free(struct qcow2_copy *copy);
+		   const struct qcow2_copy_options *options, struct qcow2_job **out, struct qcow2_error *err);
+
+/* Bytes that `salvage` made zeros so far. 0 for jobs of other kinds. */
+uint64_t qcow2_copy_lost(const struct qcow2_job *job);
 
 enum qcow2_difference {
 	QCOW2_SAME,
@@ -421,20 +423,16 @@ enum qcow2_difference {
 	QCOW2_DIFFERENT_ALLOCATION, /* strict only */
 };
 
-struct qcow2_compare;
-
 /*
  * Compares two disks as the guest sees them. Where one has ended the other must be zeros. `strict`: sizes must
  * be equal, and everywhere both must be of one kind (data, zeros, not allocated).
  */
 int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict, unsigned threads,
-		      struct qcow2_compare **out, struct qcow2_error *err);
-int qcow2_compare_step(struct qcow2_compare *compare, uint64_t *done, uint64_t *total,
-		       struct qcow2_error *err);
+		      struct qcow2_job **out, struct qcow2_error *err);
+
 /* The verdict, once a step returned 0. gives: *offset = the first sector that differs, or where the kinds
  * do; UINT64_MAX for other verdicts. */
-enum qcow2_difference qcow2_compare_result(const struct qcow2_compare *compare, uint64_t *offset);
-void qcow2_compare_free(struct qcow2_compare *compare);
+enum qcow2_difference qcow2_compare_result(const struct qcow2_job *job, uint64_t *offset);
 
 /* ---- creating ----------------------------------------------------------------------------- */
 

@@ -2,11 +2,10 @@
  * The comparison of two disks: the coordinator lists both, workers read where one of them has data. */
 #include "base/addr.h"
 #include "base/mem.h"
-#include "copy/pool.h"
+#include "copy/job.h"
 #include "copy/reader.h"
 #include "data/zero.h"
 
-#include <stdatomic.h>
 #include <string.h>
 
 #define SECTOR 512u
@@ -15,8 +14,6 @@
 
 /* Both sides' chunks stay in the processor's own cache. */
 #define CHUNK ((size_t)128 << 10)
-
-#define STEP_NSEC 100000000u
 
 struct side {
 	size_t count;
@@ -34,19 +31,12 @@ struct worker {
 	uint8_t *bufs[2];
 };
 
-enum phase { COMPARING, DONE, FAILED };
-
-struct qcow2_compare {
+struct compare {
+	struct qcow2_job job;
 	struct q2_source sources[2];
-	struct q2_pool *pool;
 	bool strict;
-	enum phase phase;
-	uint64_t position, end;
-	enum qcow2_difference listed; /* found by the listing alone, at `position` */
-	enum qcow2_difference result;
-	uint64_t offset; /* of the difference */
-	struct qcow2_error failure;
-	atomic_uint_least64_t done;
+	enum qcow2_difference result; /* what the listing alone sees lies at the job's position */
+	uint64_t offset;              /* of the difference */
 };
 
 /* ---- workers -------------------------------------------------------------------------------- */
@@ -91,13 +81,13 @@ static int compare_chunk(struct worker *worker, const struct unit *unit, uint64_
 	return 0;
 }
 
-static int run_unit(void *job, void *own, void *what, uint64_t number, struct qcow2_error *err)
+static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
 {
-	struct qcow2_compare *compare = job;
+	struct compare *compare = context;
 	struct unit *unit = what;
 	for (uint64_t at = 0; at < unit->length;) {
 		size_t n = (size_t)q2_min(unit->length - at, CHUNK), same = 0;
-		if (q2_pool_unwanted(compare->pool, number))
+		if (q2_pool_unwanted(compare->job.pool, number))
 			break;
 		int rc = compare_chunk(own, unit, unit->offset + at, n, &same, err);
 		if (rc)
@@ -108,7 +98,7 @@ static int run_unit(void *job, void *own, void *what, uint64_t number, struct qc
 			return 1;
 		}
 		at += n;
-		atomic_fetch_add_explicit(&compare->done, n, memory_order_relaxed);
+		q2_job_did(&compare->job, n);
 	}
 	return 0;
 }
@@ -147,11 +137,11 @@ static void add_piece(struct side *side, const struct q2_piece *piece)
 }
 
 /* The longest stretch from the position on that is of one kind on each side. */
-static int find_both(struct qcow2_compare *compare, uint64_t limit, struct q2_piece pieces[2],
+static int find_both(struct compare *compare, uint64_t limit, struct q2_piece pieces[2],
 		     struct qcow2_error *err)
 {
 	for (int i = 0; i < 2; i++) {
-		int rc = q2_source_find(&compare->sources[i], compare->position, limit, &pieces[i], err);
+		int rc = q2_source_find(&compare->sources[i], compare->job.position, limit, &pieces[i], err);
 		if (rc)
 			return rc;
 		limit = pieces[i].length;
@@ -160,153 +150,107 @@ static int find_both(struct qcow2_compare *compare, uint64_t limit, struct q2_pi
 	return 0;
 }
 
-/* Lists until the unit's window is full, `deadline`, or a difference that the listing sees. */
-static int fill_unit(struct qcow2_compare *compare, struct unit *unit, uint64_t deadline,
+static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool *worth,
 		     struct qcow2_error *err)
 {
-	uint64_t window = compare->end;
+	struct compare *compare = (struct compare *)job;
+	struct unit *unit = what;
+	uint64_t window = job->end;
 	unit->length = 0;
 	unit->sides[0].count = unit->sides[1].count = 0;
-	while (compare->position < window && unit->sides[0].count < MAX_PIECES &&
+	while (job->position < window && unit->sides[0].count < MAX_PIECES &&
 	       unit->sides[1].count < MAX_PIECES) {
 		struct q2_piece pieces[2];
-		int rc = find_both(compare, window - compare->position, pieces, err);
+		int rc = find_both(compare, window - job->position, pieces, err);
 		if (rc)
 			return rc;
 		uint64_t n = pieces[0].length;
 		bool both_zero = q2_piece_is_zero(&pieces[0]) && q2_piece_is_zero(&pieces[1]);
-		/* Past the end of one there is no allocation to compare; strict sizes are equal anyway. */
 		if (compare->strict && !same_allocation(&pieces[0], &pieces[1])) {
-			compare->listed = QCOW2_DIFFERENT_ALLOCATION;
+			compare->result = QCOW2_DIFFERENT_ALLOCATION;
+			compare->offset = job->position;
+			job->listed = true;
 			break;
 		}
 		if (!both_zero && !unit->length) {
-			unit->offset = compare->position;
-			window = q2_min(compare->end, q2_round_down(compare->position, UNIT) + UNIT);
-			n = q2_min(n, window - compare->position);
-			pieces[0].length = pieces[1].length = n;
+			unit->offset = job->position;
+			window = q2_min(job->end, q2_round_down(job->position, UNIT) + UNIT);
+			n = q2_min(n, window - job->position);
 		}
-		if (!both_zero || unit->length) {
-			add_piece(&unit->sides[0], &pieces[0]);
-			add_piece(&unit->sides[1], &pieces[1]);
-			unit->length += n;
+		if (both_zero && !unit->length) {
+			q2_job_did(job, n);
 		} else {
-			atomic_fetch_add_explicit(&compare->done, n, memory_order_relaxed);
+			for (int i = 0; i < 2; i++) {
+				pieces[i].length = n;
+				add_piece(&unit->sides[i], &pieces[i]);
+			}
+			unit->length += n;
+			*worth = true;
 		}
-		compare->position += n;
+		job->position += n;
 		if (q2_pool_now() >= deadline)
 			break;
 	}
 	return 0;
 }
 
-static bool all_listed(const struct qcow2_compare *compare)
+static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *what, struct qcow2_error *err)
 {
-	return compare->position == compare->end || compare->listed || compare->failure.code ||
-	       q2_pool_stopped(compare->pool);
-}
-
-static void send_units(struct qcow2_compare *compare, uint64_t deadline)
-{
-	while (!all_listed(compare)) {
-		struct unit *unit = q2_pool_room(compare->pool);
-		int rc = unit ? fill_unit(compare, unit, deadline, &compare->failure) : 0;
-		/* What was listed before a failure comes before it. */
-		if (unit && unit->length)
-			rc = q2_pool_submit(compare->pool, rc ? NULL : &compare->failure);
-		if (rc || q2_pool_now() >= deadline)
-			return;
-		if (!unit)
-			q2_pool_wait_room(compare->pool, deadline);
-	}
-}
-
-/* What a unit met lies before what the listing met. */
-static void conclude(struct qcow2_compare *compare)
-{
-	struct qcow2_error err;
-	int rc = q2_pool_verdict(compare->pool, &err);
-	q2_pool_free(compare->pool);
-	compare->pool = NULL;
-	compare->phase = DONE;
-	if (rc < 0) {
-		compare->failure = err;
-		compare->phase = FAILED;
-	} else if (rc > 0) {
+	struct compare *compare = (struct compare *)job;
+	(void)err; /* nothing is written */
+	/* A unit's difference lies before one of the listing. */
+	if (stopped) {
 		compare->result = QCOW2_DIFFERENT_CONTENT;
-		compare->offset = err.offset;
-	} else if (compare->failure.code) {
-		compare->phase = FAILED;
-	} else if (compare->listed) {
-		compare->result = compare->listed;
-		compare->offset = compare->position;
+		compare->offset = what->offset;
 	}
+	return 0;
 }
 
-int qcow2_compare_step(struct qcow2_compare *compare, uint64_t *done, uint64_t *total,
-		       struct qcow2_error *err)
+static void free_compare(struct qcow2_job *job)
 {
-	uint64_t deadline = q2_pool_now() + STEP_NSEC;
-	if (compare->phase == COMPARING) {
-		send_units(compare, deadline);
-		if (all_listed(compare)) {
-			q2_pool_wait_idle(compare->pool, deadline);
-			if (q2_pool_idle(compare->pool))
-				conclude(compare);
-		}
-	}
-	if (compare->phase == FAILED) {
-		if (err)
-			*err = compare->failure;
-		return compare->failure.code;
-	}
-	*done = atomic_load_explicit(&compare->done, memory_order_relaxed);
-	*total = compare->end;
-	return compare->phase == COMPARING;
-}
-
-enum qcow2_difference qcow2_compare_result(const struct qcow2_compare *compare, uint64_t *offset)
-{
-	*offset = compare->offset;
-	return compare->result;
-}
-
-void qcow2_compare_free(struct qcow2_compare *compare)
-{
-	if (!compare)
-		return;
-	q2_pool_free(compare->pool);
+	struct compare *compare = (struct compare *)job;
 	q2_source_free(&compare->sources[0]);
 	q2_source_free(&compare->sources[1]);
 	free(compare);
 }
 
+static const struct q2_job_ops ops = {.fill = fill_unit, .finish = finish, .free = free_compare};
+
+enum qcow2_difference qcow2_compare_result(const struct qcow2_job *job, uint64_t *offset)
+{
+	const struct compare *compare = (const struct compare *)job;
+	bool known = job->ops == &ops && job->phase == Q2_JOB_DONE;
+	*offset = known ? compare->offset : UINT64_MAX;
+	return known ? compare->result : QCOW2_SAME;
+}
+
 int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict, unsigned threads,
-		      struct qcow2_compare **out, struct qcow2_error *err)
+		      struct qcow2_job **out, struct qcow2_error *err)
 {
 	const struct q2_pool_work work = {.unit_size = sizeof(struct unit),
 					  .worker_size = sizeof(struct worker),
 					  .run = run_unit,
 					  .end_worker = end_worker};
-	struct qcow2_compare *compare = q2_new(1, sizeof *compare);
+	struct compare *compare = q2_new(1, sizeof *compare);
 	if (!compare)
 		return q2_error_nomem(err);
+	compare->job.ops = &ops;
 	compare->strict = strict;
 	compare->offset = UINT64_MAX;
 	int rc = q2_source_init(&compare->sources[0], &a, 1, false, err);
 	if (!rc)
 		rc = q2_source_init(&compare->sources[1], &b, 1, false, err);
 	if (!rc)
-		rc = q2_pool_new(&work, compare, threads, &compare->pool, err);
+		rc = q2_pool_new(&work, compare, threads, &compare->job.pool, err);
 	if (rc) {
-		qcow2_compare_free(compare);
+		qcow2_job_free(&compare->job);
 		return rc;
 	}
-	compare->end = q2_max(compare->sources[0].length, compare->sources[1].length);
+	compare->job.end = q2_max(compare->sources[0].length, compare->sources[1].length);
 	if (strict && compare->sources[0].length != compare->sources[1].length) {
 		compare->result = QCOW2_DIFFERENT_SIZE;
-		compare->phase = DONE;
+		compare->job.listed = true;
 	}
-	*out = compare;
+	*out = &compare->job;
 	return 0;
 }

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT
+ * The skeleton of stepped jobs that list a disk, hand units to workers, and conclude. */
+#ifndef Q2_COPY_JOB_H
+#define Q2_COPY_JOB_H
+
+#include "copy/pool.h"
+
+#include <stdatomic.h>
+
+struct q2_job_ops {
+	/*
+	 * Lists the disk from job->position on into `unit`, until it is full, job->end, or `deadline`. gives:
+	 * *worth = the unit holds work (also on failure: what comes before it). May set job->listed early.
+	 */
+	int (*fill)(struct qcow2_job *, void *unit, uint64_t deadline, bool *worth, struct qcow2_error *);
+	/* All units are done and none failed. `stopped`: what the one that stopped the job returned, `what` its
+	 * error record, else 0. Called once. */
+	int (*finish)(struct qcow2_job *, int stopped, const struct qcow2_error *what, struct qcow2_error *);
+	/* Frees the struct and what the job added to it; the pool has ended. */
+	void (*free)(struct qcow2_job *);
+};
+
+enum q2_phase { Q2_JOB_RUNNING, Q2_JOB_DONE, Q2_JOB_FAILED };
+
+/* Every kind of job begins with this; zeroed but for ops, pool, end. */
+struct qcow2_job {
+	const struct q2_job_ops *ops;
+	struct q2_pool *pool; /* NULL once all is done */
+	enum q2_phase phase;
+	uint64_t position, end;     /* bytes of the disk: listed so far, in all */
+	bool listed;                /* nothing more will be sent, wherever the position is */
+	struct qcow2_error failure; /* of the listing until all units are done, then the job's */
+	atomic_uint_least64_t done; /* bytes of the disk dealt with; workers count up too */
+};
+
+static inline void q2_job_did(struct qcow2_job *job, uint64_t bytes)
+{
+	atomic_fetch_add_explicit(&job->done, bytes, memory_order_relaxed);
+}
+
+#endif
