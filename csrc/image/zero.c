@@ -188,7 +188,7 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 	uint64_t end = offset + length;
 	uint64_t low = q2_round_up(offset, cluster_size);
 	uint64_t high = end == image->size ? q2_round_up(end, cluster_size) : q2_round_down(end, cluster_size);
-	if (low >= high)
+	if (low > high) /* inside one cluster */
 		rc = zero_part(image, offset, end, err);
 	else {
 		if (offset < low)
