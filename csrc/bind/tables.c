@@ -166,64 +166,75 @@ static int l_refcount(lua_State *L)
 	return 1;
 }
 
-/* array of snapshot table entries */
-static int l_snapshots(lua_State *L)
+static int l_snapshot_count(lua_State *L)
 {
 	struct qcow2_error err;
-	struct qcow2_image *image = self(L);
 	uint32_t count;
-	if (qcow2_image_snapshot_count(image, &count, &err))
+	if (qcow2_image_snapshot_count(self(L), &count, &err))
 		return q2_bind_fail(L, &err);
-	lua_createtable(L, (int)count, 0);
-	for (uint32_t i = 0; i < count; i++) {
-		struct qcow2_snapshot s;
-		if (qcow2_image_snapshot(image, i, &s, &err))
-			return q2_bind_fail(L, &err);
-		lua_createtable(L, 0, 12);
-		q2_bind_set_bytes(L, "id", s.id);
-		q2_bind_set_bytes(L, "name", s.name);
-		q2_bind_set_bytes(L, "extra_data", s.extra_data);
-		q2_bind_set_integer(L, "offset", s.offset);
-		q2_bind_set_integer(L, "l1_offset", s.l1_offset);
-		q2_bind_set_integer(L, "l1_entries", s.l1_entries);
-		q2_bind_set_integer(L, "date_sec", s.date_sec);
-		q2_bind_set_integer(L, "date_nsec", s.date_nsec);
-		q2_bind_set_integer(L, "vm_clock_nsec", s.vm_clock_nsec);
-		q2_bind_set_integer(L, "vm_state_size", s.vm_state_size);
-		q2_bind_set_integer(L, "size", s.size);
-		if (s.icount != UINT64_MAX)
-			q2_bind_set_integer(L, "icount", s.icount);
-		lua_rawseti(L, -2, (lua_Integer)i + 1);
-	}
+	lua_pushinteger(L, count);
 	return 1;
 }
 
-/* array of bitmap directory entries */
-static int l_bitmaps(lua_State *L)
+/* One snapshot table entry; index counts from 0. */
+static int l_snapshot_entry(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
-	uint32_t count;
-	if (qcow2_image_bitmap_count(image, &count, &err))
+	uint64_t index = q2_bind_unsigned(L, 2, "index");
+	struct qcow2_snapshot s;
+	luaL_argcheck(L, index <= UINT32_MAX, 2, "index is too large");
+	if (qcow2_image_snapshot(image, (uint32_t)index, &s, &err))
 		return q2_bind_fail(L, &err);
-	lua_createtable(L, (int)count, 0);
-	for (uint32_t i = 0; i < count; i++) {
-		struct qcow2_bitmap b;
-		if (qcow2_image_bitmap(image, i, &b, &err))
-			return q2_bind_fail(L, &err);
-		lua_createtable(L, 0, 10);
-		q2_bind_set_bytes(L, "name", b.name);
-		q2_bind_set_bytes(L, "extra_data", b.extra_data);
-		q2_bind_set_integer(L, "offset", b.offset);
-		q2_bind_set_integer(L, "table_offset", b.table_offset);
-		q2_bind_set_integer(L, "table_entries", b.table_entries);
-		q2_bind_set_integer(L, "flags", b.flags);
-		q2_bind_set_integer(L, "type", b.type);
-		q2_bind_set_integer(L, "granularity", b.granularity);
-		q2_bind_set_boolean(L, "in_use", b.in_use);
-		q2_bind_set_boolean(L, "auto", b.autoset);
-		lua_rawseti(L, -2, (lua_Integer)i + 1);
-	}
+	lua_createtable(L, 0, 12);
+	q2_bind_set_bytes(L, "id", s.id);
+	q2_bind_set_bytes(L, "name", s.name);
+	q2_bind_set_bytes(L, "extra_data", s.extra_data);
+	q2_bind_set_integer(L, "offset", s.offset);
+	q2_bind_set_integer(L, "l1_offset", s.l1_offset);
+	q2_bind_set_integer(L, "l1_entries", s.l1_entries);
+	q2_bind_set_integer(L, "date_sec", s.date_sec);
+	q2_bind_set_integer(L, "date_nsec", s.date_nsec);
+	q2_bind_set_integer(L, "vm_clock_nsec", s.vm_clock_nsec);
+	q2_bind_set_integer(L, "vm_state_size", s.vm_state_size);
+	q2_bind_set_integer(L, "size", s.size);
+	if (s.icount != UINT64_MAX)
+		q2_bind_set_integer(L, "icount", s.icount);
+	return 1;
+}
+
+static int l_bitmap_count(lua_State *L)
+{
+	struct qcow2_error err;
+	uint32_t count;
+	if (qcow2_image_bitmap_count(self(L), &count, &err))
+		return q2_bind_fail(L, &err);
+	lua_pushinteger(L, count);
+	return 1;
+}
+
+/* One bitmap directory entry; index counts from 0. */
+static int l_bitmap_entry(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint64_t index = q2_bind_unsigned(L, 2, "index");
+	struct qcow2_bitmap b;
+	luaL_argcheck(L, index <= UINT32_MAX, 2, "index is too large");
+	if (qcow2_image_bitmap(image, (uint32_t)index, &b, &err))
+		return q2_bind_fail(L, &err);
+	lua_createtable(L, 0, 12);
+	q2_bind_set_bytes(L, "name", b.name);
+	q2_bind_set_bytes(L, "extra_data", b.extra_data);
+	q2_bind_set_integer(L, "offset", b.offset);
+	q2_bind_set_integer(L, "table_offset", b.table_offset);
+	q2_bind_set_integer(L, "table_entries", b.table_entries);
+	q2_bind_set_integer(L, "flags", b.flags);
+	q2_bind_set_integer(L, "type", b.type);
+	q2_bind_set_integer(L, "granularity", b.granularity);
+	q2_bind_set_boolean(L, "in_use", b.in_use);
+	q2_bind_set_boolean(L, "auto", b.autoset);
+	q2_bind_set_boolean(L, "enabled", b.autoset);
 	return 1;
 }
 
@@ -256,8 +267,10 @@ void q2_bind_open_tables(lua_State *L)
 		{"l2_decode", l_l2_decode},
 		{"reftable_entry", l_reftable_entry},
 		{"refcount", l_refcount},
-		{"snapshot_list", l_snapshots},
-		{"bitmap_list", l_bitmaps},
+		{"snapshot_count", l_snapshot_count},
+		{"snapshot_entry", l_snapshot_entry},
+		{"bitmap_count", l_bitmap_count},
+		{"bitmap_entry", l_bitmap_entry},
 		{"bitmap_extent", l_bitmap_extent},
 		{NULL, NULL},
 	};

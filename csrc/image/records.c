@@ -156,6 +156,20 @@ static int bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext *e
 	return 0;
 }
 
+/* What makes one entry unfit to be shown. */
+static int check_bitmap(const struct qcow2_image *image, const struct q2_bitmaps_ext *ext, uint32_t index,
+			struct qcow2_error *err)
+{
+	uint32_t start = ((uint32_t *)image->bitmaps.items)[index];
+	struct q2_bitmap_record r;
+	q2_record_bitmap(image->bitmap_directory + start, UINT32_MAX, &r);
+	if (r.granularity_bits < 9 || r.granularity_bits > 31)
+		return q2_error_set(err, QCOW2_E_CORRUPT, ext->directory_offset + start,
+				    "Bitmap %" PRIu32 ": granularity of 2^%u bytes is outside 2^9-2^31", index,
+				    r.granularity_bits);
+	return 0;
+}
+
 static int load_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
 {
 	if (image->bitmaps_loaded)
@@ -175,8 +189,14 @@ static int load_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
 		rc = read_records(image, "Bitmap directory", ext.directory_offset, ext.count,
 				  ext.directory_size, measure_bitmap, &image->bitmap_directory,
 				  &image->bitmaps, err);
+	for (uint32_t i = 0; !rc && i < image->bitmaps.count; i++)
+		rc = check_bitmap(image, &ext, i, err);
 	image->bitmaps_loaded = !rc;
-	return rc ? q2_image_blame(image, rc, err) : 0;
+	if (!rc)
+		return 0;
+	q2_vec_free(&image->bitmaps);
+	free(q2_take(&image->bitmap_directory));
+	return q2_image_blame(image, rc, err);
 }
 
 int qcow2_image_bitmap_count(struct qcow2_image *image, uint32_t *count, struct qcow2_error *err)
@@ -206,13 +226,6 @@ int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_b
 	rc = bitmaps_extension(image, &ext, err);
 	if (rc)
 		return rc;
-	if (r.granularity_bits < 9 || r.granularity_bits > 31)
-		return q2_image_blame(image,
-				      q2_error_set(err, QCOW2_E_CORRUPT, ext.directory_offset + start,
-						   "Bitmap %" PRIu32
-						   ": granularity of 2^%u bytes is outside 2^9-2^31",
-						   index, r.granularity_bits),
-				      err);
 	*out = (struct qcow2_bitmap){
 		.name = {bytes + r.name_at, r.name_length},
 		.extra_data = {bytes + r.extra_at, r.extra_length},

@@ -369,15 +369,18 @@ function methods:snapshot(id_or_name)
   if type(id_or_name) ~= "string" then
     error("snapshot id or name must be a string, not " .. type(id_or_name), 2)
   end
-  local list, message, kind, errno = raw.snapshot_list(self)
-  if not list then
+  local count, message, kind, errno = raw.snapshot_count(self)
+  if not count then
     return nil, message, kind, errno
   end
-  local index
-  for _, field in ipairs({ "id", "name" }) do
-    for i, entry in ipairs(list) do
-      if not index and entry[field] == id_or_name then
-        index = i - 1
+  -- An id goes before a name, the first before the second.
+  local index, found
+  for i = 0, count - 1 do
+    local entry = raw.snapshot_entry(self, i)
+    if entry.id == id_or_name or (entry.name == id_or_name and not index) then
+      index, found = i, entry
+      if entry.id == id_or_name then
+        break
       end
     end
   end
@@ -393,7 +396,7 @@ function methods:snapshot(id_or_name)
   for key, value in pairs(state_of(self)) do
     state[key] = value
   end
-  state.mode, state.snapshot, state.preallocated = "r", list[index + 1], nil
+  state.mode, state.snapshot, state.preallocated = "r", found, nil
   debug.setuservalue(view, state, 1)
   return view
 end
@@ -402,13 +405,14 @@ function methods:bitmap(name)
   if type(name) ~= "string" then
     error("bitmap name must be a string, not " .. type(name), 2)
   end
-  local list, message, kind, errno = raw.bitmap_list(self)
-  if not list then
+  local count, message, kind, errno = raw.bitmap_count(self)
+  if not count then
     return nil, message, kind, errno
   end
-  for i, entry in ipairs(list) do
+  for i = 0, count - 1 do
+    local entry = raw.bitmap_entry(self, i)
     if entry.name == name then
-      return tables.bitmap(self, i - 1, entry)
+      return tables.bitmap(self, i, entry)
     end
   end
   return nil, ("Bitmap '%s' does not exist"):format(references.escape(name)), "missing"
@@ -556,21 +560,8 @@ properties.file_length = function(self) return (raw.file_lengths(self)) end
 properties.disk_size = function(self) return (select(2, raw.file_lengths(self))) end
 properties.preallocated = raw.is_preallocated
 
-local function must(value, message)
-  if value == nil then
-    error(message, 0)
-  end
-  return value
-end
-
-properties.snapshots = function(self) return must(raw.snapshot_list(self)) end
-properties.bitmaps = function(self)
-  local list = must(raw.bitmap_list(self))
-  for _, entry in ipairs(list) do
-    entry.enabled = entry.auto
-  end
-  return list
-end
+properties.snapshots = tables.snapshots
+properties.bitmaps = tables.bitmaps
 properties.features = tables.features
 properties.feature_names = tables.feature_names
 properties.l1 = tables.l1

@@ -13,23 +13,23 @@ local function check(value, message, ...)
   return value, message, ...
 end
 
--- A read-only sequence from 0 with a length; `get(index)` makes the value.
-local function sequence(name, length, get)
+-- A read-only sequence of `length` values from index `first` on; `get(index)` makes the value.
+local function sequence(name, first, length, get)
   return setmetatable({}, {
     __name = name,
     __len = function() return length end,
     __index = function(_, index)
-      if math.type(index) ~= "integer" or index < 0 or index >= length then
+      if math.type(index) ~= "integer" or index < first or index >= first + length then
         return nil
       end
       return get(index)
     end,
     __newindex = function() error(name .. " is read-only", 2) end,
     __pairs = function(self)
-      local index = -1
+      local index = first - 1
       return function()
         index = index + 1
-        if index < length then
+        if index < first + length then
           return index, self[index]
         end
       end
@@ -46,7 +46,7 @@ local OFFSET = 0x00fffffffffffe00
 
 local function l2_table(image, l1_index)
   local g = raw.geometry(image)
-  return sequence("L2 table", g.l2_entries, function(index)
+  return sequence("L2 table", 0, g.l2_entries, function(index)
     local word, bitmap, at = check(raw.l2_entry(image, l1_index, index))
     local e = raw.l2_decode(image, word, bitmap)
     e.index, e.raw, e.file_offset = index, word, at ~= 0 and at or nil
@@ -65,7 +65,7 @@ end
 ---@return qcow2.l1_table
 function tables.l1(image)
   local g = raw.geometry(image)
-  return sequence("L1 table", g.l1_entries, function(index)
+  return sequence("L1 table", 0, g.l1_entries, function(index)
     local word = check(raw.l1_entry(image, index))
     local e = { index = index, raw = word, offset = word & OFFSET, copied = word < 0 }
     if e.offset ~= 0 then
@@ -79,9 +79,25 @@ end
 
 function tables.refcount_table(image)
   local g = raw.geometry(image)
-  return sequence("refcount table", g.reftable_entries, function(index)
+  return sequence("refcount table", 0, g.reftable_entries, function(index)
     local word = check(raw.reftable_entry(image, index))
     return { index = index, raw = word, offset = word & ~0x1ff }
+  end)
+end
+
+-- Snapshots and bitmaps count from 1, as lists in Lua do. An image may hold tens of thousands of them.
+
+---@return qcow2.snapshot[]
+function tables.snapshots(image)
+  return sequence("snapshot table", 1, check(raw.snapshot_count(image)), function(index)
+    return check(raw.snapshot_entry(image, index - 1))
+  end)
+end
+
+---@return qcow2.bitmap_info[]
+function tables.bitmaps(image)
+  return sequence("bitmap directory", 1, check(raw.bitmap_count(image)), function(index)
+    return check(raw.bitmap_entry(image, index - 1))
   end)
 end
 
@@ -145,7 +161,7 @@ function bitmap_methods:extents()
 end
 
 function tables.bitmap(image, index, fields)
-  fields.image, fields.index, fields.enabled = image, index, fields.auto
+  fields.image, fields.index = image, index
   return setmetatable(fields, {
     __name = "qcow2.bitmap",
     __index = bitmap_methods,

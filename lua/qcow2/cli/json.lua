@@ -70,6 +70,12 @@ local function encode_items(out, open, close, count, item, indent)
   for index = 1, count do
     out[#out + 1] = (index > 1 and ",\n" or "\n") .. inner
     item(index, inner)
+    if out.write and #out > 512 then
+      out.write(table.concat(out))
+      for piece = #out, 1, -1 do
+        out[piece] = nil
+      end
+    end
   end
   out[#out + 1] = "\n" .. indent .. close
 end
@@ -106,6 +112,16 @@ function json.pretty(value)
   local out = {}
   encode(out, value, "")
   return table.concat(out)
+end
+
+---The same text in pieces, each handed to `write`: what is long need not be in memory whole. Lists may be anything
+---with a length and an index.
+---@param value any
+---@param write fun(piece:string)
+function json.write(value, write)
+  local out = { write = write }
+  encode(out, value, "")
+  write(table.concat(out))
 end
 
 ---Iterates name, value of an object in printing order; nothing when `value` is no object.

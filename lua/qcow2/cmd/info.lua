@@ -41,12 +41,15 @@ local function bitmap_object(bitmap)
   return json.object(BITMAP, { flags = flags, name = bitmap.name, granularity = bitmap.granularity })
 end
 
+-- The list with each item converted when it is asked for; nil for an empty one.
 local function map_list(list, convert)
-  local out = {}
-  for _, item in ipairs(list) do
-    out[#out + 1] = convert(item)
-  end
-  return #out > 0 and out or nil
+  return #list > 0 and setmetatable({}, {
+    __len = function() return #list end,
+    __index = function(_, index)
+      local item = list[index]
+      return item and convert(item)
+    end,
+  }) or nil
 end
 
 -- Our own members come last: where the data file would be looked for.
@@ -212,14 +215,16 @@ local function look_at(image)
 end
 
 -- The nodes to show, top first, each with its snapshots; nil and a message when one of the chain does not open.
+-- Their images go into `opened`, to be closed when all is shown: long lists are read as they are printed.
 -- The library's walk down the chain says what may be opened; each image is then looked at by itself.
-local function collect(context, values)
+local function collect(context, values, opened)
   local name = values.operands[1]
-  local image <close>, message = images.open(context, name,
+  local image, message = images.open(context, name,
     { format = values.format, image_opts = values.image_opts, force_share = values.force_share })
   if not image then
     return nil, message
   end
+  opened[1] = image
   local top, why = look_at(image)
   local nodes = { top }
   if not top then
@@ -231,11 +236,12 @@ local function collect(context, values)
     if link.missing then
       return nil, images.could_not_open(link.path, link.missing)
     elseif depth > 1 then
-      local below <close>, refused = images.open(context, link.path,
+      local below, refused = images.open(context, link.path,
         { format = link.format, force_share = values.force_share })
       if not below then
         return nil, refused
       end
+      opened[depth] = below
       nodes[depth], why = look_at(below)
       if not nodes[depth] then
         return nil, why
@@ -267,7 +273,12 @@ function info.run(context, values)
   if #values.operands ~= 1 then
     return context:misused("Expecting one image file name")
   end
-  local nodes, message = collect(context, values)
+  local opened <close> = setmetatable({}, { __close = function(list)
+    for _, image in ipairs(list) do
+      image:close()
+    end
+  end })
+  local nodes, message = collect(context, values, opened)
   if not nodes then
     return nil, message
   end
@@ -276,7 +287,8 @@ function info.run(context, values)
     for index, node in ipairs(nodes) do
       objects[index] = node.object
     end
-    context:write(json.pretty(values.backing_chain and objects or objects[1]), "\n")
+    json.write(values.backing_chain and objects or objects[1], function(piece) context:write(piece) end)
+    context:write("\n")
     return 0
   end
   for index, node in ipairs(nodes) do
