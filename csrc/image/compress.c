@@ -14,15 +14,14 @@ static int place_stream(struct qcow2_image *image, uint32_t length, q2_host *hos
 {
 	struct q2_meta *meta = &image->meta;
 	unsigned bits = meta->geo.cluster_bits;
-	uint64_t at = image->stream_at, end = image->stream_end, start, got;
+	uint64_t at = meta->stream_at, end = meta->stream_end, start, got;
 	int rc;
 	if (at < end) {
-		uint64_t tail = at >> bits, count;
-		/* The tail's cluster may have been let go of, or its count may be at its limit. */
-		rc = q2_refcount_read(meta, tail, &count, err);
+		uint64_t count;
+		rc = q2_refcount_read(meta, at >> bits, &count, err);
 		if (rc)
 			return rc;
-		if (!count || count == q2_refcount_max(meta->geo.refcount_order))
+		if (count == q2_refcount_max(meta->geo.refcount_order)) /* no room for another reference */
 			at = end = 0;
 	}
 	if (at + length > end) {
@@ -34,8 +33,8 @@ static int place_stream(struct qcow2_image *image, uint32_t length, q2_host *hos
 			at = start << bits;
 		end = (start + 1) << bits;
 		if (at >> bits == start) {
-			image->stream_at = at + length;
-			image->stream_end = end;
+			meta->stream_at = at + length;
+			meta->stream_end = end;
 			*host = q2_host_at(at);
 			return 0;
 		}
@@ -44,8 +43,8 @@ static int place_stream(struct qcow2_image *image, uint32_t length, q2_host *hos
 	rc = q2_refcount_add(meta, at >> bits, 1, 1, err);
 	if (rc)
 		return rc;
-	image->stream_at = at + length;
-	image->stream_end = end;
+	meta->stream_at = at + length;
+	meta->stream_end = end;
 	*host = q2_host_at(at);
 	return 0;
 }
@@ -71,7 +70,7 @@ int q2_compress_link(struct qcow2_image *image, uint64_t offset, const void *str
 	if (rc) {
 		uint64_t first = host.v >> g->cluster_bits, last = (host.v + length - 1) >> g->cluster_bits;
 		q2_alloc_abandon(meta, first, last - first + 1, NULL);
-		image->stream_at = image->stream_end = 0;
+		meta->stream_at = meta->stream_end = 0;
 		return rc;
 	}
 	struct q2_entry old = q2_link_get(g, entry);

@@ -27,7 +27,6 @@ struct qcow2_image {
 
 	bool begun;   /* qcow2_image_begin succeeded */
 	bool edited;  /* the first write's preparations are on disk */
-	uint64_t stream_at, stream_end; /* free bytes behind the last compressed cluster; equal: none */
 
 	uint8_t *head; /* the header cluster, head_length bytes: names and extensions point into it */
 	uint32_t head_length;

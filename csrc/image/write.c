@@ -204,6 +204,18 @@ static int needs_link(struct qcow2_image *image, const struct span *span, bool *
 	return 0;
 }
 
+/* A range of the data file that is still to be given back must not be written before that is done. */
+static int settle_punches(struct qcow2_image *image, uint64_t start, uint64_t length, struct qcow2_error *err)
+{
+	const struct q2_vec *list = &image->meta.pending_punch;
+	for (size_t i = 0; i < list->count; i++) {
+		const struct q2_span *span = (struct q2_span *)list->items + i;
+		if (q2_overlaps(span->start, span->count, start, length))
+			return q2_commit(&image->meta, err);
+	}
+	return 0;
+}
+
 /* Writes what the next span holds of the request. gives: the bytes done. */
 static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t *buf, uint64_t length,
 		       uint64_t *done, struct qcow2_error *err)
@@ -211,8 +223,10 @@ static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t
 	struct q2_meta *meta = &image->meta;
 	const struct q2_geometry *g = &meta->geo;
 	struct span span;
-	int rc = find_span(image, offset, length, &span, err);
 	bool linked = true, virgin = false;
+	int rc = settle_punches(image, offset, length, err);
+	if (!rc)
+		rc = find_span(image, offset, length, &span, err);
 	if (!rc)
 		rc = needs_link(image, &span, &linked, err);
 	if (rc)

@@ -192,7 +192,7 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 		rc = zero_part(image, offset, end, err);
 	else {
 		if (offset < low)
-			rc = zero_part(image, offset, low, err);
+			rc = zero_part(image, offset, q2_min(low, end), err);
 		if (!rc && image->meta.geo.version2)
 			rc = q2_unmap_clusters(image, low, high, err);
 		else if (!rc)

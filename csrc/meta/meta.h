@@ -37,6 +37,7 @@ struct q2_meta {
 	struct q2_vec reftable_words;    /* struct q2_word */
 	struct q2_vec pending_free;      /* struct q2_span: unlinked, their counts go down after the flush */
 	struct q2_vec pending_punch;     /* struct q2_span in bytes: give back space of the data file */
+	uint64_t stream_at, stream_end;  /* free bytes behind the last compressed stream; equal: none */
 	bool punch_freed;                /* give the space of freed clusters back to the host */
 	struct qcow2_error failure;      /* invariant 7: the first failed metadata write; code 0: none */
 };
