@@ -85,15 +85,9 @@ static int l_is_writable(lua_State *L)
 void q2_bind_open_edit(lua_State *L)
 {
 	static const luaL_Reg methods[] = {
-		{"begin", l_begin},
-		{"write", l_write},
-		{"write_compressed", l_write_compressed},
-		{"zero", l_zero},
-		{"discard", l_discard},
-		{"flush", l_flush},
-		{"finish", l_finish},
-		{"set_size", l_resize},
-		{"is_writable", l_is_writable},
+		{"begin", l_begin},   {"write", l_write},     {"write_compressed", l_write_compressed},
+		{"zero", l_zero},     {"discard", l_discard}, {"flush", l_flush},
+		{"finish", l_finish}, {"set_size", l_resize}, {"is_writable", l_is_writable},
 		{NULL, NULL},
 	};
 	luaL_getmetatable(L, Q2_IMAGE_CLASS);

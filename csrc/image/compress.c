@@ -93,8 +93,11 @@ int qcow2_image_write_compressed(struct qcow2_image *image, uint64_t offset, con
 	else if (!rc && (!q2_fits(offset, length, image->size) || !q2_is_aligned(offset, g->cluster_size) ||
 			 length != q2_min(g->cluster_size, image->size - offset)))
 		rc = q2_error_set(err, QCOW2_E_RANGE, offset,
-				  "A compressed write is one whole cluster of %" PRIu32 " bytes inside the disk",
+				  "A compressed write is one whole cluster of %" PRIu32
+				  " bytes inside the disk",
 				  g->cluster_size);
+	if (!rc)
+		rc = q2_track_mark(image, offset, length, err);
 	if (!rc && !image->codec)
 		rc = q2_codec_new(image->meta.header.compression_type, &image->codec, err);
 	if (rc)

@@ -34,8 +34,8 @@ static int verify_snapshots(struct qcow2_image *image, struct qcow2_error *err)
 			rc = q2_alloc_verify(&image->meta, "Snapshot L1 table", snap.l1_offset, bytes, err);
 		for (uint32_t j = 0; !rc && j < snap.l1_entries; j++)
 			if (l1[j] & Q2_OFFSET_MASK)
-				rc = q2_alloc_verify(&image->meta, "Snapshot L2 table", l1[j] & Q2_OFFSET_MASK, 1,
-						     err);
+				rc = q2_alloc_verify(&image->meta, "Snapshot L2 table",
+						     l1[j] & Q2_OFFSET_MASK, 1, err);
 		budget -= rc ? 0 : bytes;
 	}
 	if (!rc && count)
@@ -92,12 +92,14 @@ static int begin(struct qcow2_image *image, struct qcow2_error *err)
 	if (image->raw)
 		return 0;
 	if (h->incompatible_features & Q2_INCOMPATIBLE_CORRUPT)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 72,
-				    "The image is marked corrupt; it can only be read, or repaired (check -r all)");
+		return q2_error_set(
+			err, QCOW2_E_CORRUPT, 72,
+			"The image is marked corrupt; it can only be read, or repaired (check -r all)");
 	if (h->incompatible_features & Q2_INCOMPATIBLE_DIRTY)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 72,
-				    "The image was not closed and its reference counts are not up to date; repair it "
-				    "first (check -r all)");
+		return q2_error_set(
+			err, QCOW2_E_CORRUPT, 72,
+			"The image was not closed and its reference counts are not up to date; repair it "
+			"first (check -r all)");
 	if (h->crypt_method)
 		return q2_error_set(err, QCOW2_E_UNSUPPORTED, 32,
 				    "The image is encrypted; writing to encrypted images is not supported");
@@ -131,7 +133,8 @@ int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err)
 	struct q2_meta *meta = &image->meta;
 	struct qcow2_header *h = &meta->header;
 	if (!image->begun)
-		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET, "The image was not opened for writing");
+		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET,
+				    "The image was not opened for writing");
 	int rc = q2_commit_check(meta, err);
 	if (rc || image->raw)
 		return rc;
@@ -148,6 +151,9 @@ int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err)
 				return rc;
 			meta->lazy = lazy;
 		}
+		rc = q2_track_begin(image, err);
+		if (rc)
+			return rc;
 		image->edited = true;
 	}
 	return q2_cache_is_full(&meta->cache) ? q2_commit(meta, err) : 0;
@@ -183,7 +189,8 @@ int q2_edit_reads_zero(struct qcow2_image *image, uint64_t offset, uint64_t leng
 	return 0;
 }
 
-int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t length, struct qcow2_error *err)
+int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t length,
+		 struct qcow2_error *err)
 {
 	uint64_t inside = offset < image->size ? q2_min(length, image->size - offset) : 0;
 	memset((uint8_t *)buf + inside, 0, length - inside);
@@ -207,7 +214,10 @@ int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 	struct q2_meta *meta = &image->meta;
 	if (!image->begun)
 		return 0;
-	int rc = qcow2_image_flush(image, err);
+	int rc = q2_commit_check(meta, err);
+	if (!rc)
+		rc = q2_track_end(image, err);
+	rc = rc ? q2_image_blame(image, rc, err) : qcow2_image_flush(image, err);
 	if (!rc && meta->lazy) {
 		/* Every count is on disk before the bit that excused them goes. */
 		meta->lazy = false;

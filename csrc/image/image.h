@@ -9,7 +9,6 @@
 #include "base/mem.h"
 #include "meta/map.h"
 
-
 #define Q2_MAX_CHAIN 200u
 
 struct q2_codec;
@@ -25,8 +24,9 @@ struct qcow2_image {
 	struct q2_meta meta;
 	struct q2_map map;
 
-	bool begun;   /* qcow2_image_begin succeeded */
-	bool edited;  /* the first write's preparations are on disk */
+	struct q2_vec tracks; /* bitmaps that follow writes (bitmap_track.c) */
+	bool begun;           /* qcow2_image_begin succeeded */
+	bool edited;          /* the first write's preparations are on disk */
 
 	uint8_t *head; /* the header cluster, head_length bytes: names and extensions point into it */
 	uint32_t head_length;
@@ -91,5 +91,15 @@ int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, s
 /* Links `length` bytes of compressed stream as the cluster at guest `offset` (compress.c). */
 int q2_compress_link(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
 		     struct qcow2_error *err);
+
+/* ---- bitmaps that follow writes (bitmap_track.c) -------------------------------------------- */
+
+/* Before the first write: every enabled bitmap is marked in use on disk. */
+int q2_track_begin(struct qcow2_image *image, struct qcow2_error *err);
+/* The guest bytes of the range are about to change. */
+int q2_track_mark(struct qcow2_image *image, uint64_t offset, uint64_t length, struct qcow2_error *err);
+/* After the last write: the bits are stored and the marks taken off. */
+int q2_track_end(struct qcow2_image *image, struct qcow2_error *err);
+void q2_track_free(struct qcow2_image *image);
 
 #endif

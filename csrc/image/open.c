@@ -214,6 +214,7 @@ void qcow2_image_unref(struct qcow2_image *image)
 		struct qcow2_image *backing = image->backing;
 		/* Who cares for the answer has called qcow2_image_finish; this saves what can be saved. */
 		qcow2_image_finish(image, NULL);
+		q2_track_free(image);
 		q2_map_free(&image->map);
 		q2_meta_free(&image->meta);
 		q2_codec_free(image->codec);

@@ -52,7 +52,8 @@ static int grow_l1(struct qcow2_image *image, uint64_t size, struct qcow2_error 
 	image->map.l1 = q2_take(&l1);
 	image->map.l1_offset = meta->header.l1_table_offset;
 	image->map.l1_entries = (uint32_t)entries;
-	return old_bytes ? q2_alloc_release(meta, old >> g->cluster_bits, q2_div_up(old_bytes, g->cluster_size), err)
+	return old_bytes ? q2_alloc_release(meta, old >> g->cluster_bits,
+					    q2_div_up(old_bytes, g->cluster_size), err)
 			 : 0;
 }
 
@@ -155,10 +156,12 @@ int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags,
 	uint32_t snapshots = 0, bitmaps = 0;
 	int rc = q2_edit_begin(image, err);
 	if (!rc && size > INT64_MAX - 511)
-		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "A disk of %" PRIu64 " bytes is too large", size);
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				  "A disk of %" PRIu64 " bytes is too large", size);
 	if (!rc && size < image->size && !(flags & QCOW2_RESIZE_SHRINK))
 		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				  "Shrinking to %" PRIu64 " bytes would lose what lies behind; it has to be asked for",
+				  "Shrinking to %" PRIu64
+				  " bytes would lose what lies behind; it has to be asked for",
 				  size);
 	if (!rc && !image->raw)
 		rc = qcow2_image_snapshot_count(image, &snapshots, err);
@@ -169,8 +172,9 @@ int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags,
 	if (!rc && !image->raw)
 		rc = qcow2_image_bitmap_count(image, &bitmaps, err);
 	if (!rc && bitmaps)
-		rc = q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
-				  "An image that has persistent bitmaps cannot be resized; remove them first");
+		rc = q2_error_set(
+			err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
+			"An image that has persistent bitmaps cannot be resized; remove them first");
 	if (!rc && size != image->size)
 		rc = image->raw           ? resize_raw(image, size, err)
 		     : size > image->size ? grow(image, size, err)

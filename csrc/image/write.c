@@ -71,7 +71,8 @@ static int find_span(struct qcow2_image *image, uint64_t offset, uint64_t length
  * `virgin`: the host cluster was never written. gives: the new subcluster bitmap.
  */
 static int write_edge(struct qcow2_image *image, uint64_t guest, q2_host host, bool keep, bool virgin,
-		      uint64_t from, uint64_t to, const uint8_t *buf, struct edge *edge, struct qcow2_error *err)
+		      uint64_t from, uint64_t to, const uint8_t *buf, struct edge *edge,
+		      struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &image->meta.geo;
 	uint64_t sub_size = 1ull << g->subcluster_bits;
@@ -117,7 +118,8 @@ static int write_edge(struct qcow2_image *image, uint64_t guest, q2_host host, b
 				return q2_error_nomem(err);
 			rc = qcow2_store_read(image->store, e.host.v + at, bytes, sub_size, err);
 			if (!rc)
-				rc = qcow2_store_write(q2_edit_data(image), host.v + at, bytes, sub_size, err);
+				rc = qcow2_store_write(q2_edit_data(image), host.v + at, bytes, sub_size,
+						       err);
 			if (rc)
 				return rc;
 			touched = true;
@@ -143,7 +145,8 @@ static int write_span(struct qcow2_image *image, const struct span *span, bool v
 	bool cut = end - last < cluster_size;
 	if (at > span->first) {
 		uint64_t to = q2_min(end, span->first + cluster_size);
-		rc = write_edge(image, span->first, span->host, span->keep, virgin, at, to, buf, &edges[0], err);
+		rc = write_edge(image, span->first, span->host, span->keep, virgin, at, to, buf, &edges[0],
+				err);
 		at = to;
 	}
 	uint64_t middle = cut ? last : end;
@@ -153,8 +156,8 @@ static int write_span(struct qcow2_image *image, const struct span *span, bool v
 		at = middle;
 	}
 	if (!rc && at < end)
-		rc = write_edge(image, last, q2_host_add(span->host, last - span->first), span->keep, virgin, at,
-				end, buf + (at - offset), &edges[1], err);
+		rc = write_edge(image, last, q2_host_add(span->host, last - span->first), span->keep, virgin,
+				at, end, buf + (at - offset), &edges[1], err);
 	return rc;
 }
 
@@ -171,7 +174,8 @@ static int link_span(struct qcow2_image *image, const struct span *span, const s
 		int rc = q2_link_edit(&image->map, q2_guest_at(guest), &entry, &left, err);
 		if (rc)
 			return rc;
-		for (; left && i < span->count; left--, i++, entry += g->l2_entry_size, guest += g->cluster_size) {
+		for (; left && i < span->count;
+		     left--, i++, entry += g->l2_entry_size, guest += g->cluster_size) {
 			struct q2_entry old = q2_link_get(g, entry);
 			uint64_t host = span->host.v + (i << g->cluster_bits);
 			uint64_t bitmap = guest == edges[0].guest   ? edges[0].bitmap
@@ -188,7 +192,8 @@ static int link_span(struct qcow2_image *image, const struct span *span, const s
 }
 
 /* Does anything of the span's entries change by the write? Plain data in place does not. */
-static int needs_link(struct qcow2_image *image, const struct span *span, bool *needed, struct qcow2_error *err)
+static int needs_link(struct qcow2_image *image, const struct span *span, bool *needed,
+		      struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &image->meta.geo;
 	uint64_t at = span->first, end = span->first + (span->count << g->cluster_bits);
@@ -250,7 +255,8 @@ static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t
 	*done = end - offset;
 	struct edge edges[2];
 	if (!linked)
-		return qcow2_store_write(q2_edit_data(image), span.host.v + (offset - span.first), buf, *done, err);
+		return qcow2_store_write(q2_edit_data(image), span.host.v + (offset - span.first), buf, *done,
+					 err);
 	rc = write_span(image, &span, virgin, offset, buf, *done, edges, err);
 	if (rc) {
 		if (allocate)
@@ -269,8 +275,13 @@ int qcow2_image_write(struct qcow2_image *image, uint64_t offset, const void *bu
 	int rc = 0;
 	if (!q2_fits(offset, length, image->size))
 		rc = q2_error_set(err, QCOW2_E_RANGE, offset,
-				  "Write of %zu bytes at %" PRIu64 " lies outside the disk of %" PRIu64 " bytes",
+				  "Write of %zu bytes at %" PRIu64 " lies outside the disk of %" PRIu64
+				  " bytes",
 				  length, offset, image->size);
+	if (!rc)
+		rc = q2_edit_begin(image, err);
+	if (!rc)
+		rc = q2_track_mark(image, offset, length, err);
 	while (!rc && length) {
 		uint64_t done = length;
 		rc = q2_edit_begin(image, err);

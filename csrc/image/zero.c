@@ -24,8 +24,8 @@ static int write_zeros(struct qcow2_image *image, uint64_t offset, uint64_t leng
 }
 
 /* The entry that makes the cluster of `old` read as zeros. *release: `old` lets go of its clusters. */
-static void zero_entry(const struct qcow2_image *image, const struct q2_entry *old, bool unmap, uint64_t *word,
-		       uint64_t *bitmap, bool *release)
+static void zero_entry(const struct qcow2_image *image, const struct q2_entry *old, bool unmap,
+		       uint64_t *word, uint64_t *bitmap, bool *release)
 {
 	const struct q2_geometry *g = &image->meta.geo;
 	/* A compressed stream cannot stay under a zero cluster. Kept space stays kept. */
@@ -159,12 +159,14 @@ static bool is_raw_data(const struct qcow2_image *image)
 	       (image->meta.header.autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW);
 }
 
-static int check_range(const struct qcow2_image *image, uint64_t offset, uint64_t length, struct qcow2_error *err)
+static int check_range(const struct qcow2_image *image, uint64_t offset, uint64_t length,
+		       struct qcow2_error *err)
 {
 	if (q2_fits(offset, length, image->size))
 		return 0;
 	return q2_error_set(err, QCOW2_E_RANGE, offset,
-			    "Range at %" PRIu64 " of %" PRIu64 " bytes lies outside the disk of %" PRIu64 " bytes",
+			    "Range at %" PRIu64 " of %" PRIu64 " bytes lies outside the disk of %" PRIu64
+			    " bytes",
 			    offset, length, image->size);
 }
 
@@ -174,6 +176,8 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 	int rc = check_range(image, offset, length, err);
 	if (!rc)
 		rc = q2_edit_begin(image, err);
+	if (!rc)
+		rc = q2_track_mark(image, offset, length, err);
 	if (rc || !length)
 		return rc ? q2_image_blame(image, rc, err) : 0;
 	if (image->raw || is_raw_data(image)) {
@@ -187,7 +191,8 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 	uint32_t cluster_size = image->meta.geo.cluster_size;
 	uint64_t end = offset + length;
 	uint64_t low = q2_round_up(offset, cluster_size);
-	uint64_t high = end == image->size ? q2_round_up(end, cluster_size) : q2_round_down(end, cluster_size);
+	uint64_t high = end == image->size ? q2_round_up(end, cluster_size)
+					   : q2_round_down(end, cluster_size);
 	if (low > high) /* inside one cluster */
 		rc = zero_part(image, offset, end, err);
 	else {
@@ -242,6 +247,8 @@ int qcow2_image_discard(struct qcow2_image *image, uint64_t offset, uint64_t len
 	int rc = check_range(image, offset, length, err);
 	if (!rc)
 		rc = q2_edit_begin(image, err);
+	if (!rc)
+		rc = q2_track_mark(image, offset, length, err);
 	if (rc || !length)
 		return rc ? q2_image_blame(image, rc, err) : 0;
 	if (image->raw || is_raw_data(image)) {
@@ -251,7 +258,8 @@ int qcow2_image_discard(struct qcow2_image *image, uint64_t offset, uint64_t len
 	uint32_t cluster_size = image->meta.geo.cluster_size;
 	uint64_t end = offset + length;
 	uint64_t low = q2_round_up(offset, cluster_size);
-	uint64_t high = end == image->size ? q2_round_up(end, cluster_size) : q2_round_down(end, cluster_size);
+	uint64_t high = end == image->size ? q2_round_up(end, cluster_size)
+					   : q2_round_down(end, cluster_size);
 	bool has_backing = image->backing || image->backing_name.data;
 	if (low >= high || (image->meta.geo.version2 && has_backing))
 		return 0;

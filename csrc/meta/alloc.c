@@ -22,11 +22,12 @@ int q2_alloc_verify(struct q2_meta *meta, const char *what, uint64_t offset, uin
 		if (rc)
 			return rc;
 		if (!count)
-			return q2_error_set(err, QCOW2_E_CORRUPT, cluster << meta->geo.cluster_bits,
-					    "%s at offset %#" PRIx64
-					    " has a reference count of 0; the image has to be repaired before "
-					    "it is written to",
-					    what, cluster << meta->geo.cluster_bits);
+			return q2_error_set(
+				err, QCOW2_E_CORRUPT, cluster << meta->geo.cluster_bits,
+				"%s at offset %#" PRIx64
+				" has a reference count of 0; the image has to be repaired before "
+				"it is written to",
+				what, cluster << meta->geo.cluster_bits);
 	}
 	return 0;
 }
@@ -64,10 +65,12 @@ static void reach(struct q2_meta *meta, uint64_t start, uint64_t count)
 static int add_block(struct q2_meta *meta, uint64_t index, uint64_t at, struct qcow2_error *err)
 {
 	uint64_t offset = at << meta->geo.cluster_bits;
-	int rc = q2_cache_new(&meta->cache, q2_host_at(offset), meta->geo.cluster_size, Q2_TABLE_REFBLOCK, NULL, err);
+	int rc = q2_cache_new(&meta->cache, q2_host_at(offset), meta->geo.cluster_size, Q2_TABLE_REFBLOCK,
+			      NULL, err);
 	if (rc)
 		return rc;
-	rc = q2_commit_word(&meta->reftable_words, meta->header.refcount_table_offset + index * 8, offset, err);
+	rc = q2_commit_word(&meta->reftable_words, meta->header.refcount_table_offset + index * 8, offset,
+			    err);
 	if (rc) {
 		q2_cache_forget(&meta->cache, q2_host_at(offset), meta->geo.cluster_size);
 		return rc;
@@ -96,7 +99,8 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 	want += want / 2; /* room to grow, so that this stays rare */
 	uint64_t clusters = 0, blocks = 0;
 	for (;;) { /* settles: each round only adds what the last one's additions need */
-		uint64_t need = ((base + clusters + blocks) >> g->refblock_bits) - (base >> g->refblock_bits) + 1;
+		uint64_t need = ((base + clusters + blocks) >> g->refblock_bits) -
+				(base >> g->refblock_bits) + 1;
 		uint64_t table = q2_div_up(q2_max(want, ((base + clusters + blocks) >> g->refblock_bits) + 1),
 					   per_cluster);
 		if (table == clusters && need == blocks)
@@ -106,7 +110,8 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 	}
 	if (clusters << g->cluster_bits > Q2_MAX_REFTABLE_BYTES) {
 		clusters = Q2_MAX_REFTABLE_BYTES >> g->cluster_bits;
-		if (clusters * per_cluster < q2_max(entries, ((base + clusters + blocks) >> g->refblock_bits) + 1))
+		if (clusters * per_cluster <
+		    q2_max(entries, ((base + clusters + blocks) >> g->refblock_bits) + 1))
 			return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
 					    "The reference count table would exceed %u bytes",
 					    Q2_MAX_REFTABLE_BYTES);
@@ -225,7 +230,8 @@ int q2_alloc(struct q2_meta *meta, uint64_t want, bool exact, uint64_t *start, u
 				from = meta->free_hint;
 			} else {
 				uint64_t room_start, room;
-				rc = q2_refcount_free_run(meta, first, count + blocks, &room_start, &room, err);
+				rc = q2_refcount_free_run(meta, first, count + blocks, &room_start, &room,
+							  err);
 				if (!rc && (room_start != first || room < count + blocks))
 					from = first + count;
 				else if (!rc)

@@ -196,8 +196,8 @@ int q2_cache_edit(struct q2_cache *cache, q2_host at, enum q2_table kind, uint8_
 	return 0;
 }
 
-int q2_cache_new(struct q2_cache *cache, q2_host at, uint64_t length, enum q2_table kind, const uint8_t *bytes,
-		 struct qcow2_error *err)
+int q2_cache_new(struct q2_cache *cache, q2_host at, uint64_t length, enum q2_table kind,
+		 const uint8_t *bytes, struct qcow2_error *err)
 {
 	for (uint64_t done = 0; done < length; done += cache->slice) {
 		struct q2_slot *slot = find(cache, at.v + done);

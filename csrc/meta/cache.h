@@ -38,7 +38,8 @@ struct q2_cache {
 	uint32_t bucket_count; /* power of two */
 	uint32_t dirty;        /* dirty slots */
 	uint64_t hits, misses;
-	uint64_t changes; /* grows with every edit, new table and forgotten slice: answers kept elsewhere are stale */
+	uint64_t
+		changes; /* grows with every edit, new table and forgotten slice: answers kept elsewhere are stale */
 };
 
 void q2_cache_init(struct q2_cache *cache, struct qcow2_store *store, uint32_t cluster_size, uint64_t bound);
@@ -58,8 +59,8 @@ int q2_cache_edit(struct q2_cache *cache, q2_host at, enum q2_table kind, uint8_
  * A new table at `at`, `length` bytes (a multiple of the slice), without reading what the file has there:
  * zeros, or a copy of `bytes` when not NULL. Dirty and fresh.
  */
-int q2_cache_new(struct q2_cache *cache, q2_host at, uint64_t length, enum q2_table kind, const uint8_t *bytes,
-		 struct qcow2_error *err);
+int q2_cache_new(struct q2_cache *cache, q2_host at, uint64_t length, enum q2_table kind,
+		 const uint8_t *bytes, struct qcow2_error *err);
 
 /*
  * Writes the dirty slices whose kind is in `kinds` and that are fresh (fresh_only) or any (!fresh_only), in

@@ -87,7 +87,8 @@ static int free_pending(struct q2_meta *meta, struct qcow2_error *err)
 			if (rc || count)
 				continue;
 			meta->free_hint = q2_min(meta->free_hint, c);
-			if (meta->stream_at < meta->stream_end && c == meta->stream_at >> meta->geo.cluster_bits)
+			if (meta->stream_at < meta->stream_end &&
+			    c == meta->stream_at >> meta->geo.cluster_bits)
 				meta->stream_at = meta->stream_end = 0;
 			/* What the cache has of a table there is no longer true once the place is reused. */
 			q2_cache_forget(&meta->cache, q2_host_at(c << meta->geo.cluster_bits),
@@ -126,7 +127,8 @@ static int commit(struct q2_meta *meta, struct qcow2_error *err)
 			return rc;
 	}
 	/* D: only behind what the entries point at. Dirty slices that are left are L2's (or lazy counts). */
-	bool links = cache->dirty || meta->l1_words.count || meta->pending_free.count || meta->pending_punch.count;
+	bool links = cache->dirty || meta->l1_words.count || meta->pending_free.count ||
+		     meta->pending_punch.count;
 	if (!links)
 		return 0;
 	rc = q2_commit_barrier(meta, err);

@@ -57,7 +57,8 @@ int q2_link_table(struct q2_map *map, q2_guest address, struct qcow2_error *err)
 	return 0;
 }
 
-int q2_link_edit(struct q2_map *map, q2_guest cluster, uint8_t **entry, uint32_t *left, struct qcow2_error *err)
+int q2_link_edit(struct q2_map *map, q2_guest cluster, uint8_t **entry, uint32_t *left,
+		 struct qcow2_error *err)
 {
 	struct q2_meta *meta = map->meta;
 	const struct q2_geometry *g = &meta->geo;

@@ -21,7 +21,8 @@ int q2_link_table(struct q2_map *map, q2_guest address, struct qcow2_error *err)
  * gives: *entry, good until the next call that may touch the cache; the slice is dirty already.
  * upholds: q2_link_table.
  */
-int q2_link_edit(struct q2_map *map, q2_guest cluster, uint8_t **entry, uint32_t *left, struct qcow2_error *err);
+int q2_link_edit(struct q2_map *map, q2_guest cluster, uint8_t **entry, uint32_t *left,
+		 struct qcow2_error *err);
 
 /* Lets go of what an old entry held: its cluster's count, or those of the clusters that a compressed stream
  * touches, go down after the next flush. Touches no cache. */

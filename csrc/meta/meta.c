@@ -74,6 +74,7 @@ int q2_meta_distinct(const uint64_t *table, uint32_t entries, uint64_t mask, con
 	for (uint32_t i = 1; i < count; i++)
 		if (copy[i] == copy[i - 1])
 			return q2_error_set(err, QCOW2_E_CORRUPT, copy[i],
-					    "%s at offset %#" PRIx64 " is used by two entries", what, copy[i]);
+					    "%s at offset %#" PRIx64 " is used by two entries", what,
+					    copy[i]);
 	return 0;
 }

@@ -28,18 +28,18 @@ struct q2_meta {
 	uint32_t reftable_entries;
 
 	/* ---- writing (alloc.c, commit.c); all zero while nothing was written ---- */
-	struct qcow2_store *data;        /* borrowed: the external data file, NULL without one */
-	bool lazy;                       /* dirty bit is on disk: refcount blocks may wait for the close */
-	bool unsynced, data_unsynced;    /* written since the last flush: image file, external data file */
-	uint64_t free_hint;              /* no cluster below it is free */
-	uint64_t virgin;                 /* clusters from here on were never written: they read as zeros */
-	struct q2_vec l1_words;          /* struct q2_word: links waiting for what they point at */
-	struct q2_vec reftable_words;    /* struct q2_word */
-	struct q2_vec pending_free;      /* struct q2_span: unlinked, their counts go down after the flush */
-	struct q2_vec pending_punch;     /* struct q2_span in bytes: give back space of the data file */
-	uint64_t stream_at, stream_end;  /* free bytes behind the last compressed stream; equal: none */
-	bool punch_freed;                /* give the space of freed clusters back to the host */
-	struct qcow2_error failure;      /* invariant 7: the first failed metadata write; code 0: none */
+	struct qcow2_store *data;       /* borrowed: the external data file, NULL without one */
+	bool lazy;                      /* dirty bit is on disk: refcount blocks may wait for the close */
+	bool unsynced, data_unsynced;   /* written since the last flush: image file, external data file */
+	uint64_t free_hint;             /* no cluster below it is free */
+	uint64_t virgin;                /* clusters from here on were never written: they read as zeros */
+	struct q2_vec l1_words;         /* struct q2_word: links waiting for what they point at */
+	struct q2_vec reftable_words;   /* struct q2_word */
+	struct q2_vec pending_free;     /* struct q2_span: unlinked, their counts go down after the flush */
+	struct q2_vec pending_punch;    /* struct q2_span in bytes: give back space of the data file */
+	uint64_t stream_at, stream_end; /* free bytes behind the last compressed stream; equal: none */
+	bool punch_freed;               /* give the space of freed clusters back to the host */
+	struct qcow2_error failure;     /* invariant 7: the first failed metadata write; code 0: none */
 };
 
 void q2_meta_free(struct q2_meta *meta);
@@ -83,7 +83,8 @@ int q2_refcount_free_run(struct q2_meta *meta, uint64_t from, uint64_t most, uin
  * Adds `delta` (+1, -1) to the counts of [cluster, cluster + count). needs: their blocks exist. fails:
  * `range` when a count would overflow, `corrupt` when it would fall below zero; then none was changed.
  */
-int q2_refcount_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta, struct qcow2_error *err);
+int q2_refcount_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta,
+		    struct qcow2_error *err);
 
 /* The count of host cluster number `cluster`; 0 where no block exists. */
 int q2_refcount_read(struct q2_meta *meta, uint64_t cluster, uint64_t *count, struct qcow2_error *err);

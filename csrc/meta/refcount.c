@@ -100,7 +100,8 @@ out:
 }
 
 /* Would every count of the range stand the change? */
-static int check_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta, struct qcow2_error *err)
+static int check_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta,
+		     struct qcow2_error *err)
 {
 	unsigned order = meta->geo.refcount_order;
 	uint64_t max = q2_refcount_max(order);
@@ -109,7 +110,8 @@ static int check_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int
 		struct piece piece;
 		if (!block)
 			return q2_error_set(err, QCOW2_E_CORRUPT, cluster << meta->geo.cluster_bits,
-					    "Cluster %" PRIu64 " is in use but has no reference count", cluster);
+					    "Cluster %" PRIu64 " is in use but has no reference count",
+					    cluster);
 		int rc = slice_of(meta, block, cluster, false, &piece, err);
 		if (rc)
 			return rc;
@@ -130,7 +132,8 @@ static int check_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int
 	return 0;
 }
 
-int q2_refcount_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta, struct qcow2_error *err)
+int q2_refcount_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta,
+		    struct qcow2_error *err)
 {
 	unsigned order = meta->geo.refcount_order;
 	int rc = q2_refcount_load(meta, err);
