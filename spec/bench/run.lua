@@ -25,7 +25,7 @@ local shell = require("spec.bench.shell")
 
 local GROUPS = { "reading" }
 
--- What takes less than this (seconds) runs four times as often: it is noisier and costs nothing.
+-- What takes less than this (seconds) runs eight times as often: it is noisier and costs nothing.
 local SHORT = 0.1
 
 local function usage(message)
@@ -200,7 +200,7 @@ function Bench:measure(workload)
     slowest = math.max(slowest, self:time(contender).wall)
   end
   if slowest < SHORT then
-    runs = runs * 4
+    runs = runs * 8
   end
   if workload.same then
     compare_outputs(self, contenders)
@@ -225,14 +225,14 @@ local function print_result(result)
   for index, one in ipairs(result.contenders) do
     local times = one.rate and ("%9.0f %9.0f %9.0f /s"):format(one.rate.min, one.rate.median, one.rate.max)
       or ("%9.4f %9.4f %9.4f s "):format(one.wall.min, one.wall.median, one.wall.max)
-    print(("%-36s %-10s %s %8.3f %8.1f"):format(index == 1 and result.name or "", one.label, times, one.cpu.median,
+    print(("%-40s %-10s %s %8.3f %8.1f"):format(index == 1 and result.name or "", one.label, times, one.cpu.median,
       one.memory.median / 1024))
   end
   for _, target in ipairs(result.targets) do
-    print(("%36s %-44s %10s  %s"):format("", target.text, target.value, target.met and "met" or "MISSED"))
+    print(("%40s %-32s %24s  %s"):format("", target.text, target.value, target.met and "met" or "MISSED"))
   end
   if result.note then
-    print((" "):rep(37) .. result.note)
+    print((" "):rep(41) .. result.note)
   end
   io.flush()
 end
@@ -276,7 +276,7 @@ local function main()
   if not options.json then
     print(("size %s, %s processors, load %s before the first run; wall seconds or operations a second"):format(
       options.size, shell.read("nproc"):gsub("\n", ""), results.load))
-    print(("%-36s %-10s %9s %9s %9s    %8s %8s"):format("workload", "program", "min", "median", "max", "user+sys",
+    print(("%-40s %-10s %9s %9s %9s    %8s %8s"):format("workload", "program", "min", "median", "max", "user+sys",
       "peak MiB"))
   end
   local met, missed = 0, 0
