@@ -1,7 +1,10 @@
 -- SPDX-License-Identifier: MIT
 -- The library as users require it: opening images and the operations on whole disks.
+local adopt = require("qcow2.adopt")
 local core = require("qcow2.core")
+local create = require("qcow2.create")
 local image = require("qcow2.image")
+local measure = require("qcow2.measure")
 local size = require("qcow2.size")
 
 local qcow2 = {
@@ -9,6 +12,9 @@ local qcow2 = {
   features = core.features,
   open = image.open,
   probe = image.probe,
+  create = create.create,
+  adopt = adopt.adopt,
+  measure = measure.measure,
   size = size.parse,
   -- Class name -> table of methods, for those who list or extend them.
   _classes = { image = image.methods, bitmap = image.bitmap_methods },

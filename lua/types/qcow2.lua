@@ -59,6 +59,79 @@ function qcow2.probe(path) end
 ---@return string? message
 function qcow2.size(text) end
 
+---@class qcow2.create_options
+---@field format? "qcow2"|"raw"            default "qcow2"; "raw" takes size, preallocation, nocow, overwrite only
+---@field size? qcow2.size                 of the disk, rounded up to 512; default: the backing file's, or the kept data file's
+---@field compat? "1.1"|"v3"|"0.10"|"v2"   default "1.1"
+---@field cluster_size? qcow2.size         512 to 2M, default 64K
+---@field refcount_bits? integer           1, 2, 4, ... 64; default 16
+---@field lazy_refcounts? boolean
+---@field extended_l2? boolean             subclusters; clusters of 16K or more
+---@field compression_type? "zlib"|"zstd"  default "zlib"
+---@field preallocation? "off"|"metadata"|"falloc"|"full"  default "off"
+---@field backing_file? string             stored as given; a relative name counts from the image's directory
+---@field backing_fmt? "qcow2"|"raw"       required with backing_file
+---@field backing_unsafe? boolean          do not open the backing file
+---@field data_file? string                external data file: stored as given; a relative name counts from the image's directory
+---@field data_file_raw? boolean           that file alone is the disk at every moment
+---@field keep_data_file? boolean          it exists, and what it holds becomes the disk's contents; it is only read
+---@field keep_holes? boolean              with keep_data_file: map its holes like data (default: they become zero clusters)
+---@field overwrite? boolean               an existing image file, and a data file that holds data, may be overwritten
+---@field nocow? boolean                   no copy-on-write on hosts that know it
+---@field encryption? "aes"|"luks"         answers "unsupported"
+---@field references? qcow2.references     policy for what the backing file names
+
+---Makes an image and opens it for reading and writing. Nothing is made or changed when the options contradict
+---each other or something that exists would be lost ("exists"). When it fails later, files that this call made are
+---removed; one that was to be overwritten stays, without its old contents.
+---@param path string
+---@param options qcow2.create_options
+---@return qcow2.image? img
+---@return string? message
+---@return qcow2.kind? kind
+---@return integer? errno
+function qcow2.create(path, options) end
+
+---Makes an image around a raw disk (a file or a block device), which is only read meanwhile: the image names it
+---as its external data file. data_file_raw is true unless given. The file's length must be a multiple of 512.
+---@param data_path string
+---@param path string      of the image
+---@param options? qcow2.create_options
+---@return qcow2.image? img
+---@return string? message
+---@return qcow2.kind? kind
+---@return integer? errno
+function qcow2.adopt(data_path, path, options) end
+
+---@class qcow2.measure_options
+---@field size? qcow2.size                 of the disk, when there is no source
+---@field format? "qcow2"|"raw"            of the new image, default "qcow2"
+---@field source? qcow2.open_options       how to open a source given as a path
+---@field compat? "1.1"|"v3"|"0.10"|"v2"
+---@field cluster_size? qcow2.size
+---@field refcount_bits? integer
+---@field extended_l2? boolean
+---@field preallocation? "off"|"metadata"|"falloc"|"full"
+---@field backing_file? string
+---@field data_file? string                with one, required and fully_allocated are the image's alone
+---@field data_file_raw? boolean
+
+---@class qcow2.measurement
+---@field required integer                 bytes for what the source holds now
+---@field fully_allocated integer          bytes for anything that may be written
+---@field bitmaps? integer                 bytes for the source's bitmaps
+---@field data_required? integer           the same for the external data file
+---@field data_fully_allocated? integer
+
+---How large a new image would be: with the contents of `source`, or empty with `options.size`.
+---@param source string|qcow2.image|nil
+---@param options? qcow2.measure_options
+---@return qcow2.measurement? figures
+---@return string? message
+---@return qcow2.kind? kind
+---@return integer? errno
+function qcow2.measure(source, options) end
+
 ---@class qcow2.copy_options
 ---@field format? "raw"|"qcow2"          of the target
 ---@field source? qcow2.open_options     how to open sources given as paths
