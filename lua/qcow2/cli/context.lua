@@ -66,4 +66,17 @@ function context:is_terminal(descriptor) -- luacheck: no self
   return core.isatty(descriptor)
 end
 
+---Calls what may raise for the world's sake (iterators, properties read from tables): true and the results, or
+---false and what was raised. The user's Ctrl-C goes on its way.
+---@param call function
+---@param ... any
+---@return boolean fine, any ...
+function context.try(call, ...)
+  local results = table.pack(pcall(call, ...))
+  if not results[1] and tostring(results[2]):find("interrupted!", 1, true) then
+    error(results[2], 0)
+  end
+  return table.unpack(results, 1, results.n)
+end
+
 return context

@@ -2,14 +2,14 @@
 -- Opens the images that a command line names: by file name and -f, or by --image-opts; with the reference policy
 -- of --allow and QCOW2_ALLOW. What the command line itself names is allowed by that naming.
 local qcow2 = require("qcow2")
+local try = require("qcow2.cli.context").try
 
 local images = {}
 
 local FORMATS = { qcow2 = true, raw = true }
 local CACHE_MODES = { none = true, off = true, writeback = true, writethrough = true, directsync = true, unsafe = true }
 
----Is this one of the words for a cache mode? The modes are accepted for the sake of scripts; what was written is
----flushed before a command ends, whichever is named.
+---Is this one of the words for a cache mode? All go through the host's cache; they differ in what is flushed.
 ---@param word string
 ---@return boolean
 function images.is_cache_mode(word)
@@ -236,7 +236,7 @@ end
 ---@param name string
 ---@return any value, string? message
 function images.table_of(image, name)
-  local fine, value = pcall(function()
+  local fine, value = try(function()
     return image[name]
   end)
   if not fine then

@@ -7,6 +7,7 @@
 local core = require("qcow2.core")
 local decode = require("qcow2.image").raw.l2_decode
 local text = require("qcow2.cli.text")
+local try = require("qcow2.cli.context").try
 
 local structures = {}
 
@@ -406,7 +407,7 @@ end
 function structures.each(image, file, put)
   -- A damaged table raises when it is read; what can be shown of the others is shown.
   local function part(name, make, ...)
-    local fine, problem = pcall(make, ...)
+    local fine, problem = try(make, ...)
     if not fine then
       put({ name = name, offset = 0, length = 0, rows = {}, problem = tostring(problem) })
     end

@@ -58,7 +58,7 @@ local convert = {
       long = "target-cache",
       arg = "CACHE",
       choices = CACHE_CHOICES,
-      help = "cache mode of the target; taken for the sake of scripts: all is flushed at the end",
+      help = "cache mode of the target; with another one than unsafe (the default) it is flushed at the end",
     },
     { short = "B", long = "backing", arg = "FILE", hidden = { "b" }, help = "the target's backing file" },
     { short = "F", long = "backing-format", arg = "FMT", help = "format of the backing file" },
@@ -226,22 +226,26 @@ local function open_sources(context, values, opened)
   return true
 end
 
-local function run_job(context, job, mode)
+-- Goes through the steps of a job; one that is left early lets go of what it made.
+local function run_job(context, job, values, mode)
+  local _ <close> = job
   local shown = progress.start(context, mode, 1)
   local next_step = job:steps()
   while true do
-    -- The iterator raises what the world does.
-    local fine, done, total = pcall(next_step)
+    local fine, done, total = context.try(next_step)
     if not fine then
-      job:cancel()
       shown:finish(false)
       return nil, done
     elseif not done then
-      shown:finish(true)
-      return true
+      break
     end
     shown:update(done, total)
   end
+  shown:finish(true)
+  if job.lost_bytes > 0 and not values.quiet then
+    context:report(("warning: %d bytes could not be read; they are zeros in the target"):format(job.lost_bytes))
+  end
+  return true
 end
 
 local function copy(context, values, mode, copying)
@@ -260,7 +264,7 @@ local function copy(context, values, mode, copying)
   local sources = values.snapshot and { opened[1] } or { table.unpack(opened) }
   local job, why = qcow2.convert(sources, target, copying)
   if job then
-    fine, why = run_job(context, job, mode)
+    fine, why = run_job(context, job, values, mode)
   else
     fine = nil
   end
@@ -275,7 +279,13 @@ function convert.run(context, values)
   if mode == false then
     return nil, message
   end
-  local copying = { salvage = values.salvage, target_exists = values.no_create }
+  local copying = {
+    salvage = values.salvage,
+    target_exists = values.no_create,
+    target_is_zero = values.target_is_zero,
+    overwrite = not values.no_create,
+    sync = values.target_cache ~= nil and values.target_cache ~= "unsafe",
+  }
   if values.sparse_size then
     copying.sparse_size, message = sparse_size(values.sparse_size)
     if message then

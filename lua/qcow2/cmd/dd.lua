@@ -146,11 +146,11 @@ local function copy_data(image, target, extent, start)
   return true
 end
 
-local function copy(image, target, start, stop)
+local function copy(context, image, target, start, stop)
   local next_extent = image:extents({ start = start, length = stop - start })
   while true do
     -- The iterator raises what the world does.
-    local fine, extent = pcall(next_extent)
+    local fine, extent = context.try(next_extent)
     if not fine then
       return nil, "error while reading from input image file: " .. tostring(extent)
     elseif not extent then
@@ -191,7 +191,7 @@ function dd.run(context, values)
   end
   local fine = true
   if length > 0 then
-    fine, message = copy(image, target, start, stop)
+    fine, message = copy(context, image, target, start, stop)
   end
   if fine then
     fine, message = target:flush()

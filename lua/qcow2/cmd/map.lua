@@ -119,7 +119,7 @@ local function list(context, image, start, length, print_entry)
     local next_extent = image:extents({ start = start, length = length, holes = layers.holes })
     while true do
       -- The iterator raises what the world does.
-      local fine, extent = pcall(next_extent)
+      local fine, extent = context.try(next_extent)
       if not fine then
         return nil, ("Could not read file metadata: %s"):format(extent)
       elseif not extent then
