@@ -114,9 +114,17 @@ static void end_worker(void *own)
 
 /* ---- the coordinator ------------------------------------------------------------------------ */
 
-static bool same_allocation(const struct q2_piece *a, const struct q2_piece *b)
+/* Where to say that the allocation differs: where a run begins that ends the disk on one side and does not on
+ * the other, else right here. */
+static uint64_t allocation_offset(const struct compare *compare)
 {
-	return q2_piece_is_zero(a) == q2_piece_is_zero(b) && a->present == b->present;
+	uint64_t offset = compare->job.position;
+	for (int i = 0; i < 2; i++) {
+		const struct q2_piece *run = &compare->sources[i].current;
+		if (run->offset + run->length >= compare->job.end)
+			offset = q2_min(offset, run->offset);
+	}
+	return offset;
 }
 
 static void add_piece(struct side *side, const struct q2_piece *piece)
@@ -166,9 +174,9 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 			return rc;
 		uint64_t n = pieces[0].length;
 		bool both_zero = q2_piece_is_zero(&pieces[0]) && q2_piece_is_zero(&pieces[1]);
-		if (compare->strict && !same_allocation(&pieces[0], &pieces[1])) {
+		if (compare->strict && pieces[0].allocation != pieces[1].allocation) {
 			compare->result = QCOW2_DIFFERENT_ALLOCATION;
-			compare->offset = job->position;
+			compare->offset = allocation_offset(compare);
 			job->listed = true;
 			break;
 		}
@@ -198,8 +206,8 @@ static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *
 {
 	struct compare *compare = (struct compare *)job;
 	(void)err; /* nothing is written */
-	/* A unit's difference lies before one of the listing. */
-	if (stopped) {
+	/* Units lie before the place where the listing stopped, but not always before what it tells. */
+	if (stopped && (!compare->result || what->offset < compare->offset)) {
 		compare->result = QCOW2_DIFFERENT_CONTENT;
 		compare->offset = what->offset;
 	}

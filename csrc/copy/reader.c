@@ -163,9 +163,15 @@ static int read_compressed(struct q2_reader *reader, const struct q2_piece *piec
 		reader->lost += length;
 		return 0;
 	}
-	return rc ? q2_error_prefix(err, rc, "error while reading at byte %" PRIu64 ": Compressed cluster",
-				    offset)
-		  : 0;
+	if (!rc)
+		return 0;
+	char name[256];
+	const char *path = qcow2_store_name(piece->store);
+	q2_error_escape(name, sizeof name, path, strlen(path));
+	return q2_error_prefix(err, rc,
+			       "error while reading at byte %" PRIu64
+			       ": Compressed cluster at offset %" PRIu64 " of '%s'",
+			       offset, piece->host, name);
 }
 
 int q2_reader_fill(struct q2_reader *reader, const struct q2_piece *pieces, size_t count, uint64_t offset,

@@ -7,6 +7,7 @@
 #include "store/store.h"
 
 #include <inttypes.h>
+#include <string.h>
 
 /* Zeros are looked for in units of this many bytes, aligned in the target: hosts keep no smaller holes. Who
  * asks for smaller ones gets sectors. */
@@ -122,6 +123,17 @@ static int prepare_new(struct qcow2_store *store, uint64_t length, bool *is_zero
 	return rc ? rc : qcow2_store_resize(store, length, err);
 }
 
+static int too_small(struct qcow2_store *store, uint64_t room, uint64_t length, struct qcow2_error *err)
+{
+	char name[256];
+	const char *path = qcow2_store_name(store);
+	q2_error_escape(name, sizeof name, path, strlen(path));
+	return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+			    "output file is smaller than input file: '%s' has %" PRIu64 " bytes, %" PRIu64
+			    " are needed",
+			    name, room, length);
+}
+
 int q2_sink_raw(struct qcow2_store *store, uint64_t length, const struct qcow2_copy_options *options,
 		struct q2_sink **out, struct qcow2_error *err)
 {
@@ -140,7 +152,7 @@ int q2_sink_raw(struct qcow2_store *store, uint64_t length, const struct qcow2_c
 		room = length;
 	}
 	if (!rc && room < length)
-		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "output file is smaller than input file");
+		rc = too_small(store, room, length, err);
 	/* Nothing is to be sparse: the space of the zeros too is taken at once, the data finds it there. */
 	if (!rc && is_zero && !options->sparse_size)
 		rc = q2_store_allocate(store, 0, length, err);

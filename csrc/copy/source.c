@@ -56,6 +56,17 @@ struct q2_piece q2_piece_part(const struct q2_piece *piece, uint64_t offset, uin
 	return part;
 }
 
+static unsigned allocation_of(const struct qcow2_extent *extent)
+{
+	bool is_zero = extent->kind == QCOW2_EXTENT_ZERO || extent->kind == QCOW2_EXTENT_UNALLOCATED;
+	bool is_data = extent->kind == QCOW2_EXTENT_DATA || extent->hole;
+	if (extent->kind == QCOW2_EXTENT_COMPRESSED)
+		return Q2_ALLOCATION_PRESENT | Q2_ALLOCATION_COMPRESSED;
+	return (extent->present ? Q2_ALLOCATION_PRESENT : 0) | (is_zero ? Q2_ALLOCATION_ZERO : 0) |
+	       (is_data ? Q2_ALLOCATION_DATA : 0) |
+	       (extent->host_offset != UINT64_MAX ? Q2_ALLOCATION_PLACE : 0);
+}
+
 /* The values of an extent that workers need. */
 static int fill_piece(const struct qcow2_extent *extent, struct q2_piece *piece, struct qcow2_error *err)
 {
@@ -63,7 +74,7 @@ static int fill_piece(const struct qcow2_extent *extent, struct q2_piece *piece,
 	int rc = 0;
 	piece->length = extent->length;
 	piece->kind = extent->kind;
-	piece->present = extent->present;
+	piece->allocation = allocation_of(extent);
 	if (q2_piece_is_zero(piece))
 		return 0;
 	if (!layer->raw && layer->meta.header.crypt_method)
@@ -109,7 +120,7 @@ static int look_up(struct q2_source *source, uint64_t offset, struct q2_piece *p
 	if (!rc)
 		rc = fill_piece(&extent, piece, err);
 	if (source->salvage && (rc == QCOW2_E_IO || rc == QCOW2_E_CORRUPT)) {
-		*piece = (struct q2_piece){.offset = offset, .kind = QCOW2_EXTENT_ZERO, .present = true};
+		*piece = (struct q2_piece){.offset = offset, .kind = QCOW2_EXTENT_ZERO};
 		piece->length = unknown_length(image, local, image->size - local);
 		source->lost += piece->length;
 		return 0;

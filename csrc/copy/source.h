@@ -8,16 +8,25 @@
 
 #include "base/error.h"
 
+/* How a piece is allocated, as strict comparisons tell apart. */
+enum q2_allocation {
+	Q2_ALLOCATION_PRESENT = 1 << 0, /* some layer has it */
+	Q2_ALLOCATION_ZERO = 1 << 1,    /* known to read as zeros */
+	Q2_ALLOCATION_DATA = 1 << 2,    /* the tables say data, even where the host has a hole */
+	Q2_ALLOCATION_COMPRESSED = 1 << 3,
+	Q2_ALLOCATION_PLACE = 1 << 4, /* it has a place in a file */
+};
+
 struct q2_piece {
-	uint64_t offset, length;     /* bytes of the whole, as the target sees it */
-	enum qcow2_extent_kind kind; /* UNALLOCATED is told apart for strict comparisons only */
-	bool present;                /* some layer has it */
-	struct qcow2_store *store;   /* DATA, COMPRESSED; borrowed from the source's images */
-	uint64_t host;               /* where in it: the first byte, or the stream */
-	uint32_t host_length;        /* COMPRESSED: bytes of the stream's sectors that the file has */
-	uint32_t within;             /* COMPRESSED: the first byte inside the expanded cluster */
-	uint32_t cluster_size;       /* COMPRESSED */
-	uint8_t compression;         /* COMPRESSED: the type */
+	uint64_t offset, length; /* bytes of the whole, as the target sees it */
+	enum qcow2_extent_kind kind;
+	unsigned allocation;       /* bits of enum q2_allocation */
+	struct qcow2_store *store; /* DATA, COMPRESSED; borrowed from the source's images */
+	uint64_t host;             /* where in it: the first byte, or the stream */
+	uint32_t host_length;      /* COMPRESSED: bytes of the stream's sectors that the file has */
+	uint32_t within;           /* COMPRESSED: the first byte inside the expanded cluster */
+	uint32_t cluster_size;     /* COMPRESSED */
+	uint8_t compression;       /* COMPRESSED: the type */
 };
 
 struct q2_source {

@@ -4,6 +4,7 @@ local adopt = require("qcow2.adopt")
 local core = require("qcow2.core")
 local create = require("qcow2.create")
 local image = require("qcow2.image")
+local job = require("qcow2.job")
 local measure = require("qcow2.measure")
 local size = require("qcow2.size")
 
@@ -16,8 +17,10 @@ local qcow2 = {
   adopt = adopt.adopt,
   measure = measure.measure,
   size = size.parse,
+  convert = require("qcow2.convert"),
+  compare = require("qcow2.compare"),
   -- Class name -> table of methods, for those who list or extend them.
-  _classes = { image = image.methods, bitmap = image.bitmap_methods },
+  _classes = { image = image.methods, bitmap = image.bitmap_methods, job = job.methods },
 }
 
 return qcow2

@@ -136,9 +136,12 @@ function qcow2.measure(source, options) end
 ---@field format? "raw"|"qcow2"          of the target
 ---@field source? qcow2.open_options     how to open sources given as paths
 ---@field target_exists? boolean         write into an existing target (qemu-img's -n)
+---@field target_is_zero? boolean        with target_exists: all of it reads as zeros already
+---@field overwrite? boolean             a target that is there is emptied first; otherwise it is refused (`exists`)
 ---@field sparse_size? qcow2.size        -S: smallest run of zeros left out of the target; default "4K"; 0: none, write all
 ---@field salvage? boolean               unreadable source clusters become zeros
 ---@field threads? integer               default: one per online CPU
+---@field sync? boolean                  the copy is on stable storage when the job is done; default false
 
 ---Copies one disk, or several one behind the other, into a new file.
 ---@param source string|qcow2.image|(string|qcow2.image)[]
@@ -151,13 +154,13 @@ function qcow2.convert(source, target, options) end
 
 ---@class qcow2.compare_result
 ---@field same boolean
----@field offset? integer     first byte that differs
+---@field offset? integer     the 512-byte sector that differs first, or where the allocation does
 ---@field reason? "content"|"size"|"allocation"
 
 ---Compares two disks as the guest sees them.
 ---@param a string|qcow2.image
 ---@param b string|qcow2.image
----@param options? {strict?:boolean, source?:qcow2.open_options, progress?:fun(done:integer,total:integer)}
+---@param options? {strict?:boolean, threads?:integer, source?:qcow2.open_options, progress?:fun(done:integer,total:integer)}
 ---@return qcow2.compare_result? result
 ---@return string? message
 ---@return qcow2.kind? kind
@@ -166,6 +169,7 @@ function qcow2.compare(a, b, options) end
 ---A long-running operation, done in steps.
 ---@class qcow2.job
 ---@field done boolean
+---@field lost_bytes? integer  once it has ended: what `salvage` could not read
 local job = {}
 
 ---Iterates `done_bytes, total_bytes` until the job is finished; raises on failure.

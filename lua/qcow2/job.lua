@@ -1,0 +1,82 @@
+-- SPDX-License-Identifier: MIT
+-- Jobs as users hold them: a core job, done in steps, and what is to be done when it ends.
+local job = {}
+
+local methods = {}
+local class = { __name = "qcow2.job" }
+
+---Makes a job of a core handle.
+---@param handle userdata          a core job
+---@param finish fun(complete: boolean)  called once, after the threads have ended: all was done, or not
+function job.new(handle, finish)
+  return setmetatable({ handle = handle, finish = finish, done = false }, class)
+end
+
+local function finish(self, complete)
+  local handle, last = self.handle, self.finish
+  self.handle, self.finish = nil, nil
+  self.lost_bytes = handle:lost()
+  handle:close()
+  last(complete)
+end
+
+-- done, total; nil at the end; nil, message, kind, errno.
+local function step(self)
+  if self.done then
+    return nil
+  elseif self.failure then
+    return nil, table.unpack(self.failure, 1, 3)
+  elseif not self.handle then
+    error("attempt to go on with a cancelled job", 3)
+  end
+  local done, total, more, errno = self.handle:step()
+  if not done then
+    self.failure = { total, more, errno }
+    finish(self, false)
+    return nil, total, more, errno
+  end
+  if not more then
+    self.done = true
+    finish(self, true)
+  end
+  return done, total
+end
+
+function methods:steps()
+  return function()
+    local done, total = step(self)
+    if not done and total then
+      error(total, 0)
+    end
+    return done, total
+  end
+end
+
+function methods:run()
+  while not self.done do
+    local done, message, kind, errno = step(self)
+    if not done then
+      return nil, message, kind, errno
+    end
+  end
+  return true
+end
+
+function methods:cancel()
+  if self.handle then
+    finish(self, false)
+  end
+end
+
+class.__index = methods
+class.__close = methods.cancel
+class.__gc = methods.cancel
+
+class.__tostring = function(self)
+  local state = self.done and "done" or self.failure and "failed" or self.handle and "not done" or "cancelled"
+  return ("qcow2.job (%s)"):format(state)
+end
+
+job.methods = methods
+
+return job
