@@ -37,14 +37,21 @@ describe("An image with", function()
       assert.are.equal("missing", kind)
     end)
 
-    it("converts a snapshot with -l as qemu-img does", function()
+    it("converts a snapshot with -l as qemu-img does, with the size of the disk then", function()
       local image = get()
+      local img <close> = assert(qcow2.open(image.path))
+      local sizes = {}
+      for _, s in ipairs(img.snapshots) do sizes[s.id], sizes["snapshot.name=" .. s.name] = s.size, s.size end
       for _, id in ipairs { "1", "snapshot.name=" .. image.snapshots[#image.snapshots] } do
         local theirs = sh.run({ "qemu-img", "convert", "-l", id, "-O", "raw", image.path, image.dir .. "/theirs" })
         local ours = sh.qcow2({ "convert", "-l", id, "-O", "raw", image.path, image.dir .. "/ours" })
         assert.are.equal(theirs.code, ours.code)
         if theirs.code == 0 then
-          reading.none { judge.bytes(sh.slurp(image.dir .. "/ours"), sh.slurp(image.dir .. "/theirs"), id) }
+          -- QEMU gives every snapshot the size of the active disk.
+          local truth = sh.slurp(image.dir .. "/theirs")
+          local cut = truth:sub(1, sizes[id])
+          assert.is_truthy(truth:find("^\0*$", #cut + 1))
+          reading.none { judge.bytes(sh.slurp(image.dir .. "/ours"), cut, id) }
         end
       end
     end)

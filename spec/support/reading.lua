@@ -51,7 +51,8 @@ function reading.describe(group, words, more)
       end)
 
       it("is converted to raw with the bytes of qemu-img's", function()
-        reading.none(judge.convert(image, truth))
+        -- A disk becomes whole sectors; the rest of the last one is zeros.
+        reading.none(judge.convert(image, truth .. ("\0"):rep(-#truth % 512)))
       end)
 
       it("has the tables that the decoder finds", function()
