@@ -77,14 +77,16 @@ table.sort(files, function(a, b)
   return a < b
 end)
 
-os.execute("rm -rf " .. quote(build .. "/test/run") .. " && mkdir -p " .. quote(build .. "/test/run"))
+-- A folder of this run's own: several runs may share a build.
+local home = lines_of(("mkdir -p %s/test && mktemp -d %s/test/run.XXXXXX"):format(quote(build), quote(build)))[1]
+assert(home, "no folder for the logs could be made in " .. build)
 
 -- One job: the output goes to a log that is shown in one piece, so that two files' lines do not mix.
 local prefix = valgrind
     and "valgrind -q --error-exitcode=97 --leak-check=full --errors-for-leak-kinds=definite --keep-debuginfo=yes "
   or ""
 local script = [[
-name=$1; out=]] .. quote(build .. "/test/run") .. [[/$(printf %s "$name" | tr / .)
+name=$1; out=]] .. quote(home) .. [[/$(printf %s "$name" | tr / .)
 start=$(date +%s.%N)
 Q2_COUNT=$out.count timeout -k 5 ]] .. (long and SECONDS_LONG or SECONDS) .. " " .. prefix .. quote(lua) .. [[ \
   spec/support/run.lua --one "$name" >"$out.log" 2>&1 </dev/null
@@ -94,15 +96,15 @@ echo "$status $start $(date +%s.%N)" >"$out.status"
 if [ $status = 97 ]; then echo "FAILED $name: valgrind found errors" >>"$out.log"; fi
 cat "$out.log"
 ]]
-write_file(build .. "/test/job.sh", script)
-write_file(build .. "/test/files", table.concat(files, "\n") .. (#files > 0 and "\n" or ""))
+write_file(home .. "/job.sh", script)
+write_file(home .. "/files", table.concat(files, "\n") .. (#files > 0 and "\n" or ""))
 local jobs = os.getenv("JOBS") or lines_of("nproc")[1] or "1"
 os.execute(("%s xargs -a %s -d '\\n' -P %s -n 1 sh %s"):format(long and "Q2_LONG=1" or "",
-  quote(build .. "/test/files"), jobs, quote(build .. "/test/job.sh")))
+  quote(home .. "/files"), jobs, quote(home .. "/job.sh")))
 
 local passed, failed, pending, bad, now = 0, 0, 0, {}, {}
 for _, name in ipairs(files) do
-  local out = build .. "/test/run/" .. name:gsub("/", ".")
+  local out = home .. "/" .. name:gsub("/", ".")
   local status, start, stop = (read_file(out .. ".status") or "-1 0 0"):match("(%S+) (%S+) (%S+)")
   local counts = read_file(out .. ".count")
   local p, f, s = (counts or "0 0 0"):match("(%d+) (%d+) (%d+)")
@@ -117,6 +119,7 @@ for _, name in ipairs(files) do
   now[#now + 1] = ("%.2f %s\n"):format(tonumber(stop) - tonumber(start), name)
 end
 write_file(times_path, table.concat(now))
+os.execute("rm -rf " .. quote(home))
 
 if #bad > 0 then
   print("\nfiles with failures: " .. table.concat(bad, " "))
