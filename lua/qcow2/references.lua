@@ -72,7 +72,7 @@ function references.allow(policy, image_path, name, role)
       return nil, ("Could not open '%s': No such file or directory%s"):format(references.escape(path), hint),
         kind, errno
     end
-    return nil, message, kind, errno
+    return nil, ("Could not open '%s': %s"):format(references.escape(path), message:sub(#path + 3)), kind, errno
   end
   local allowed
   if policy == "any" then

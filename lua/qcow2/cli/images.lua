@@ -2,6 +2,7 @@
 -- Opens the images that a command line names: by file name and -f, or by --image-opts; with the reference policy
 -- of --allow and QCOW2_ALLOW. What the command line itself names is allowed by that naming.
 local qcow2 = require("qcow2")
+local escape = require("qcow2.references").escape
 local try = require("qcow2.cli.context").try
 
 local images = {}
@@ -43,7 +44,7 @@ end
 
 ---`message`, begun with the file's name unless it is there already.
 function images.could_not_open(name, message)
-  local lead = ("Could not open '%s': "):format(name)
+  local lead = ("Could not open '%s': "):format(escape(name))
   return message:sub(1, #lead) == lead and message or lead .. message
 end
 
