@@ -44,8 +44,8 @@ local function layers_of(image)
   return layers
 end
 
--- One extent as QEMU's map names its properties.
-local function entry_of(extent, layers, encrypted)
+-- One extent as QEMU's map names its properties, put into `entry`: an image may have millions of them.
+local function fill(entry, extent, layers, encrypted)
   local kind, depth, present = extent.kind, extent.depth, extent.present
   local layer = layers[depth + 1]
   local data = kind == "data" or kind == "compressed"
@@ -57,18 +57,10 @@ local function entry_of(extent, layers, encrypted)
     -- Past the end of a short backing file it is the layer above that says zeros, and nobody holds them.
     depth, present = depth - 1, false
   end
-  return {
-    start = extent.offset,
-    length = extent.length,
-    depth = depth,
-    present = present,
-    zero = zero,
-    data = data,
-    compressed = kind == "compressed",
-    -- A compressed stream or a cipher text has no byte for each byte of the disk.
-    offset = not encrypted and kind ~= "compressed" and extent.host_offset or nil,
-    file = extent.file,
-  }
+  entry.start, entry.length, entry.depth, entry.present = extent.offset, extent.length, depth, present
+  entry.zero, entry.data, entry.compressed, entry.file = zero, data, kind == "compressed", extent.file
+  -- A compressed stream or a cipher text has no byte for each byte of the disk.
+  entry.offset = not encrypted and kind ~= "compressed" and extent.host_offset or nil
 end
 
 local function continues(last, next_entry)
@@ -92,13 +84,13 @@ local function print_human(context, entry)
   return true
 end
 
+local JSON_LINE = '{ "start": %d, "length": %d, "depth": %d, "present": %s, "zero": %s, "data": %s, '
+  .. '"compressed": %s%s%s'
+
 local function print_json(context, entry, last)
-  context:write(('{ "start": %d, "length": %d, "depth": %d, "present": %s, "zero": %s, "data": %s, "compressed": %s')
-    :format(entry.start, entry.length, entry.depth, entry.present, entry.zero, entry.data, entry.compressed))
-  if entry.offset then
-    context:write((', "offset": %d'):format(entry.offset))
-  end
-  context:write(last and "}" or "},\n")
+  local offset = entry.offset and (', "offset": %d'):format(entry.offset) or ""
+  context:write(JSON_LINE:format(entry.start, entry.length, entry.depth, entry.present, entry.zero, entry.data,
+    entry.compressed, offset, last and "}" or "},\n"))
   return true
 end
 
@@ -110,34 +102,42 @@ local function size_option(name, value)
   return bytes
 end
 
+-- Prints the entries of the extents but the last, which it gives; nil and a message when it cannot be printed.
+local function list_extents(context, image, extents, layers, print_entry)
+  local encrypted = image.encryption ~= nil
+  local entry, found = { length = 0 }, {}
+  for extent in extents do
+    fill(found, extent, layers, encrypted)
+    if entry.length > 0 and continues(entry, found) then
+      entry.length = entry.length + found.length
+    else
+      if entry.length > 0 then
+        local printed, message = print_entry(context, entry, false)
+        if not printed then
+          return nil, message
+        end
+      end
+      entry, found = found, entry
+    end
+  end
+  return entry
+end
+
 -- Prints the entries from `start` on, up to `length` bytes.
 local function list(context, image, start, length, print_entry)
   local entry = { start = start, length = 0, depth = 0, present = false, zero = false, data = false,
     compressed = false }
   if length > 0 then
     local layers = layers_of(image)
-    local next_extent = image:extents({ start = start, length = length, holes = layers.holes })
-    while true do
-      -- The iterator raises what the world does.
-      local fine, extent = context.try(next_extent)
-      if not fine then
-        return nil, ("Could not read file metadata: %s"):format(extent)
-      elseif not extent then
-        break
-      end
-      local found = entry_of(extent, layers, image.encryption)
-      if entry.length > 0 and continues(entry, found) then
-        entry.length = entry.length + found.length
-      else
-        if entry.length > 0 then
-          local printed, message = print_entry(context, entry, false)
-          if not printed then
-            return nil, message
-          end
-        end
-        entry = found
-      end
+    local extents = image:extents({ start = start, length = length, holes = layers.holes })
+    -- The iterator raises what the world does.
+    local fine, last, message = context.try(list_extents, context, image, extents, layers, print_entry)
+    if not fine then
+      return nil, ("Could not read file metadata: %s"):format(last)
+    elseif not last then
+      return nil, message
     end
+    entry = last
   end
   return print_entry(context, entry, true)
 end
