@@ -317,6 +317,20 @@ enum qcow2_resize_flags {
 };
 int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags, struct qcow2_error *err);
 
+/*
+ * Internal snapshots (specification, "Snapshots"). needs: a writable image without external data file. Each is
+ * one switch of the header: after a crash it happened or it did not. fails: `range` when a reference count
+ * would not fit its width, before anything changed; `unsupported` with an external data file.
+ */
+struct timespec;
+int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, const struct timespec *when,
+				struct qcow2_error *err);
+/* The disk becomes what snapshot number `index` has, its size too. What the disk had is lost. */
+int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct qcow2_error *err);
+int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struct qcow2_error *err);
+int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const char *name,
+				struct qcow2_error *err);
+
 /* ---- tables as they lie on disk ----------------------------------------------------------- */
 
 /* Entries are raw, in host order. fails: `range` for an index past the table, `corrupt`. */
@@ -425,14 +439,92 @@ enum qcow2_difference {
 
 /*
  * Compares two disks as the guest sees them. Where one has ended the other must be zeros. `strict`: sizes must
- * be equal, and everywhere both must be of one kind (data, zeros, not allocated).
+ * be equal, and everywhere both must be allocated in one way: data, compressed, zeros
+ * with and without a place in a file, not allocated.
  */
 int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict, unsigned threads,
 		      struct qcow2_job **out, struct qcow2_error *err);
 
-/* The verdict, once a step returned 0. gives: *offset = the first sector that differs, or where the kinds
- * do; UINT64_MAX for other verdicts. */
+/* The verdict, once a step returned 0. gives: *offset = the first sector that differs, or where the
+ * allocation does; UINT64_MAX for other verdicts. */
 enum qcow2_difference qcow2_compare_result(const struct qcow2_job *job, uint64_t *offset);
+
+/* ---- checking ----------------------------------------------------------------------------- */
+
+/* What a check can find; words and meanings are in problems.def. */
+enum qcow2_problem {
+#define PROBLEM(NAME, word, severity, repairable, meaning, loss) QCOW2_PROBLEM_##NAME,
+#include "check/problems.def"
+#undef PROBLEM
+	QCOW2_PROBLEM_COUNT
+};
+
+enum qcow2_severity {
+	QCOW2_SEVERITY_NOTE,       /* worth knowing, nothing is broken */
+	QCOW2_SEVERITY_LEAK,       /* space is wasted */
+	QCOW2_SEVERITY_CORRUPTION, /* data is or may become wrong */
+	QCOW2_SEVERITY_UNREADABLE, /* the check could not look */
+};
+
+struct qcow2_problem_facts {
+	const char *word;
+	enum qcow2_severity severity;
+	bool repairable;
+	const char *meaning; /* a sentence without its period */
+	const char *loss;    /* what repairing loses; "" when it cannot be repaired */
+};
+/* NULL past the last. */
+const struct qcow2_problem_facts *qcow2_problem_facts(enum qcow2_problem problem);
+
+/* A number that a finding does not have. */
+#define QCOW2_NONE UINT64_MAX
+
+/* One finding: a problem, where, how often. Numbers that have no meaning for the problem are QCOW2_NONE. */
+struct qcow2_finding {
+	enum qcow2_problem problem;
+	uint64_t count; /* clusters or entries of the run that this record stands for, at least 1 */
+	uint64_t host_offset, host_length;
+	uint64_t guest_offset, guest_length; /* in the disk, or in the disk of `snapshot` */
+	uint64_t refcount, references;       /* as stored, as counted, of each cluster of the run */
+	uint64_t entry, bitmap;              /* the entry's raw words */
+	uint64_t entry_offset;               /* where the entry lies in the file */
+	uint64_t index;                      /* of the entry in its table, of the bitmap */
+	uint64_t snapshot;                   /* index in the snapshot table */
+	const char *first, *second;          /* OVERLAP: what the two are, else NULL; L1_OUTSIDE: first */
+};
+
+struct qcow2_check_result {
+	uint64_t corruptions, leaks, unreadable; /* counted over all findings, kept as records or not */
+	uint64_t found[QCOW2_PROBLEM_COUNT];     /* the same by problem */
+	uint64_t findings, omitted;              /* records kept, records there was no room for */
+	/* Some table could not be followed: what it reaches was not counted, so leaks may be none. */
+	bool incomplete;
+	uint64_t image_end_offset; /* behind the last cluster in use, bytes */
+	uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters; /* guest's */
+};
+
+struct qcow2_check_options {
+	uint64_t most;    /* records kept; 0: 100,000 */
+	unsigned threads; /* 0: one per processor */
+};
+
+struct qcow2_check;
+
+/*
+ * Checks the image in steps: counts the references to every host cluster from all structures, compares them
+ * with the refcount blocks, judges every entry. Reads only, each table once, and nothing that the host has a
+ * hole for. Memory: a stated minimum and 8 bytes a cluster that the host really holds.
+ * fails: `conflict` for raw images and views of snapshots; `range` when a file is too scattered for that memory.
+ */
+int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options *options,
+		    struct qcow2_check **out, struct qcow2_error *err);
+/* As qcow2_job_step; bytes are those of tables. */
+int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+/* needs: the last step returned 0. Borrowed. */
+const struct qcow2_check_result *qcow2_check_result(const struct qcow2_check *check);
+/* Record number `index` below result->findings; borrowed, NULL past the last. */
+const struct qcow2_finding *qcow2_check_finding(const struct qcow2_check *check, uint64_t index);
+void qcow2_check_free(struct qcow2_check *check);
 
 /* ---- creating ----------------------------------------------------------------------------- */
 

@@ -2,6 +2,8 @@
  * Class qcow2.image, third part: what changes an image. */
 #include "bind/bind.h"
 
+#include <time.h>
+
 static struct qcow2_image *self(lua_State *L)
 {
 	return q2_bind_self(L, 1, Q2_IMAGE_CLASS);
@@ -76,6 +78,48 @@ static int l_resize(lua_State *L)
 	return q2_bind_done(L, qcow2_image_resize(image, size, flags, &err), &err);
 }
 
+/* image:snapshot_take(name, seconds, nanoseconds) */
+static int l_snapshot_take(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	const char *name = luaL_checkstring(L, 2);
+	struct timespec when = {.tv_sec = (time_t)q2_bind_unsigned(L, 3, "seconds"),
+				.tv_nsec = (long)luaL_optinteger(L, 4, 0)};
+	return q2_bind_done(L, qcow2_image_snapshot_create(image, name, &when, &err), &err);
+}
+
+/* A snapshot's number, counted from 0. */
+static uint32_t check_index(lua_State *L)
+{
+	uint64_t index = q2_bind_unsigned(L, 2, "index");
+	luaL_argcheck(L, index <= UINT32_MAX, 2, "index is too large");
+	return (uint32_t)index;
+}
+
+static int l_snapshot_revert(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	return q2_bind_done(L, qcow2_image_snapshot_apply(image, check_index(L), &err), &err);
+}
+
+static int l_snapshot_drop(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	return q2_bind_done(L, qcow2_image_snapshot_delete(image, check_index(L), &err), &err);
+}
+
+static int l_snapshot_name(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint32_t index = check_index(L);
+	const char *name = luaL_checkstring(L, 3);
+	return q2_bind_done(L, qcow2_image_snapshot_rename(image, index, name, &err), &err);
+}
+
 static int l_is_writable(lua_State *L)
 {
 	lua_pushboolean(L, qcow2_image_writable(self(L)));
@@ -85,9 +129,19 @@ static int l_is_writable(lua_State *L)
 void q2_bind_open_edit(lua_State *L)
 {
 	static const luaL_Reg methods[] = {
-		{"begin", l_begin},   {"write", l_write},     {"write_compressed", l_write_compressed},
-		{"zero", l_zero},     {"discard", l_discard}, {"flush", l_flush},
-		{"finish", l_finish}, {"set_size", l_resize}, {"is_writable", l_is_writable},
+		{"begin", l_begin},
+		{"write", l_write},
+		{"write_compressed", l_write_compressed},
+		{"zero", l_zero},
+		{"discard", l_discard},
+		{"flush", l_flush},
+		{"finish", l_finish},
+		{"set_size", l_resize},
+		{"snapshot_take", l_snapshot_take},
+		{"snapshot_revert", l_snapshot_revert},
+		{"snapshot_drop", l_snapshot_drop},
+		{"snapshot_name", l_snapshot_name},
+		{"is_writable", l_is_writable},
 		{NULL, NULL},
 	};
 	luaL_getmetatable(L, Q2_IMAGE_CLASS);

@@ -218,7 +218,7 @@ int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 	if (!rc)
 		rc = q2_track_end(image, err);
 	rc = rc ? q2_image_blame(image, rc, err) : qcow2_image_flush(image, err);
-	if (!rc && meta->lazy) {
+	if (!rc && (meta->header.incompatible_features & Q2_INCOMPATIBLE_DIRTY)) {
 		/* Every count is on disk before the bit that excused them goes. */
 		meta->lazy = false;
 		rc = q2_commit_flush(meta, err);

@@ -155,6 +155,8 @@ int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags,
 {
 	uint32_t snapshots = 0, bitmaps = 0;
 	int rc = q2_edit_begin(image, err);
+	if (!rc && size == image->size)
+		return 0;
 	if (!rc && size > INT64_MAX - 511)
 		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
 				  "A disk of %" PRIu64 " bytes is too large", size);
@@ -175,7 +177,7 @@ int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags,
 		rc = q2_error_set(
 			err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
 			"An image that has persistent bitmaps cannot be resized; remove them first");
-	if (!rc && size != image->size)
+	if (!rc)
 		rc = image->raw           ? resize_raw(image, size, err)
 		     : size > image->size ? grow(image, size, err)
 					  : shrink(image, size, err);

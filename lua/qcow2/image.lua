@@ -365,28 +365,37 @@ end
 
 -- ---- snapshots, bitmaps, chain ---------------------------------------------------------------
 
-function methods:snapshot(id_or_name)
+-- The number (from 0) and entry of a snapshot; nil, message, kind, errno. An id goes before a name, the first
+-- before the second.
+function image.find_snapshot(self, id_or_name)
   if type(id_or_name) ~= "string" then
-    error("snapshot id or name must be a string, not " .. type(id_or_name), 2)
+    error("snapshot id or name must be a string, not " .. type(id_or_name), 3)
   end
   local count, message, kind, errno = raw.snapshot_count(self)
   if not count then
     return nil, message, kind, errno
   end
-  -- An id goes before a name, the first before the second.
   local index, found
   for i = 0, count - 1 do
     local entry = raw.snapshot_entry(self, i)
-    if entry.id == id_or_name or (entry.name == id_or_name and not index) then
+    if entry.id == id_or_name then
+      return i, entry
+    elseif entry.name == id_or_name and not index then
       index, found = i, entry
-      if entry.id == id_or_name then
-        break
-      end
     end
   end
   if not index then
     return nil, ("Snapshot '%s' does not exist"):format(references.escape(id_or_name)), "missing"
   end
+  return index, found
+end
+
+function methods:snapshot(id_or_name)
+  local index, found, kind, errno = image.find_snapshot(self, id_or_name)
+  if not index then
+    return nil, found, kind, errno
+  end
+  local message
   local view
   view, message, kind, errno = raw.open_snapshot(self, index)
   if not view then
@@ -445,7 +454,7 @@ function methods:explain(offset)
   return require("qcow2.explain").explain(self, size.argument(offset, "offset") or error("offset is missing", 2))
 end
 
--- ---- writing -------------------------------------------------------------------------------
+-- ---- writing: lua/qcow2/change.lua adds what changes an image -----------------------------------
 
 -- Makes the image writable: its data file has to be there, its backing file only once bytes of it are needed.
 function image.begin(self, state)
@@ -454,44 +463,6 @@ function image.begin(self, state)
     ok, message, kind, errno = raw.begin(self)
   end
   return ok, message, kind, errno
-end
-
-function methods:write(offset, bytes)
-  return with_references(self, raw.write, offset, bytes)
-end
-
-function methods:write_compressed(offset, bytes)
-  return with_references(self, raw.write_compressed, offset, bytes)
-end
-
-local zero_options = { unmap = "boolean" }
-
-function methods:zero(offset, length, given)
-  local o = options.check(given, zero_options)
-  return with_references(self, raw.zero, offset, length, o.unmap or false)
-end
-
-function methods:discard(offset, length)
-  return with_references(self, raw.discard, offset, length)
-end
-
-function methods:flush()
-  return raw.flush(self)
-end
-
-local resize_options = { shrink = "boolean" }
-
-function methods:resize(new_size, given)
-  local o = options.check(given, resize_options)
-  local bytes = size.argument(new_size, "size") or error("size is missing", 2)
-  -- A longer backing file would show in the grown part, so its length has to be known.
-  if raw.is_writable(self) and bytes > raw.disk_bytes(self) and raw.names(self) then
-    local ok, message, kind, errno = methods.attach(self)
-    if not ok then
-      return nil, message, kind, errno
-    end
-  end
-  return raw.set_size(self, bytes, o.shrink or false)
 end
 
 function methods:close()
@@ -636,6 +607,7 @@ class.__tostring = function(self)
 end
 
 image.methods = methods
+image.with_references = with_references
 image.raw = raw
 image.state_of = state_of
 image.bitmap_methods = tables.bitmap_methods

@@ -1,0 +1,597 @@
+/* SPDX-License-Identifier: MIT
+ * Internal snapshots: take, apply, delete, rename. Each is one switch of the header (invariant 5).
+ *
+ * A snapshot keeps the L1 and L2 tables that the disk had; the disk goes on with copies of its own, in which
+ * COPIED says the truth about the counts after the change (invariant 4). Counts are one a reference: a
+ * cluster that the disk and two snapshots show has 3, whether they share L2 tables or not. */
+#include "base/be.h"
+#include "format/record.h"
+#include "image/image.h"
+#include "meta/link.h"
+#include "meta/shadow.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <time.h>
+
+/* ---- a disk's references ------------------------------------------------------------------- */
+
+/* Entries of one L2 table, read whole. */
+static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, struct qcow2_error *err)
+{
+	uint32_t size = image->meta.geo.cluster_size;
+	int rc = q2_meta_bound(&image->meta, "L2 table", at, size, err);
+	return rc ? rc : qcow2_store_read(image->store, at, bytes, size, err);
+}
+
+/* The clusters that an entry refers to. gives: their number, 0 when it has none. */
+static uint64_t entry_clusters(const struct q2_geometry *g, const struct q2_entry *e, uint64_t *first)
+{
+	if (!e->has_host)
+		return 0;
+	*first = e->host.v >> g->cluster_bits;
+	return e->compressed ? ((e->host.v + e->host_length - 1) >> g->cluster_bits) - *first + 1 : 1;
+}
+
+/* Adds `delta` to the counts of an L1's L2 tables and of all that these refer to, by runs. */
+static int count_l1(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
+		    struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct q2_geometry *g = &meta->geo;
+	q2_auto uint8_t *table = q2_new_pages(g->cluster_size);
+	if (!table)
+		return q2_error_nomem(err);
+	for (uint32_t i = 0; i < entries; i++) {
+		uint64_t at = l1[i] & Q2_OFFSET_MASK, start = 0, run = 0;
+		if (!at)
+			continue;
+		int rc = read_l2(image, at, table, err);
+		if (!rc)
+			rc = q2_refcount_add(meta, at >> g->cluster_bits, 1, delta, err);
+		for (uint32_t j = 0; j < 1u << g->l2_bits && !rc; j++) {
+			struct q2_entry e = q2_link_get(g, table + (size_t)j * g->l2_entry_size);
+			uint64_t first = 0, n = entry_clusters(g, &e, &first);
+			if (n && first == start + run) {
+				run += n;
+				continue;
+			}
+			if (run && n)
+				rc = q2_refcount_add(meta, start, run, delta, err);
+			if (n) {
+				start = first;
+				run = n;
+			}
+		}
+		if (run && !rc)
+			rc = q2_refcount_add(meta, start, run, delta, err);
+		/* The copies of the shadow may go down at any time: nothing reaches them yet. */
+		if (!rc && q2_cache_is_full(&meta->cache))
+			rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* ---- tables for the disk's new self ---------------------------------------------------------- */
+
+/* What a change of the disk's tables is made of. */
+struct change {
+	struct q2_shadow shadow;
+	uint64_t l1_at, l1_clusters; /* the new L1's place, cluster number and count */
+	uint64_t *l1;                /* its entries, host order */
+	uint32_t l1_entries;
+	struct q2_vec l2;  /* struct q2_span: places for L2 tables */
+	uint64_t table_at; /* the new snapshot table's place, cluster number */
+	uint64_t table_clusters;
+};
+
+static void change_free(struct change *change)
+{
+	free(change->l1);
+	q2_vec_free(&change->l2);
+}
+
+static uint32_t tables_of(const uint64_t *l1, uint32_t entries)
+{
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < entries; i++)
+		n += (l1[i] & Q2_OFFSET_MASK) != 0;
+	return n;
+}
+
+/* Takes the places for a new L1 of `entries`, its L2 tables and a snapshot table of `table_bytes`. */
+static int take_places(struct qcow2_image *image, struct change *change, const uint64_t *l1, uint32_t entries,
+		       uint64_t table_bytes, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	uint32_t cluster_size = meta->geo.cluster_size;
+	int rc = 0;
+	change->l1_entries = entries;
+	change->l1_clusters = q2_div_up(entries * 8ull, cluster_size);
+	if (change->l1_clusters)
+		rc = q2_shadow_take(meta, &change->shadow, change->l1_clusters, &change->l1_at, err);
+	change->table_clusters = q2_div_up(table_bytes, cluster_size);
+	if (!rc && change->table_clusters)
+		rc = q2_shadow_take(meta, &change->shadow, change->table_clusters, &change->table_at, err);
+	for (uint64_t left = tables_of(l1, entries); left && !rc;) {
+		struct q2_span span;
+		rc = q2_alloc(meta, left, false, &span.start, &span.count, err);
+		struct q2_span *taken = rc ? NULL : q2_vec_push(&change->shadow.taken, sizeof *taken);
+		struct q2_span *place = taken ? q2_vec_push(&change->l2, sizeof *place) : NULL;
+		if (!rc && !place)
+			rc = q2_error_nomem(err);
+		if (rc)
+			return rc;
+		*taken = *place = span;
+		left -= span.count;
+	}
+	return rc;
+}
+
+/* COPIED exactly where the count is one. */
+static int set_copied(struct qcow2_image *image, uint8_t *table, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	for (uint32_t j = 0; j < 1u << g->l2_bits; j++) {
+		uint8_t *entry = table + (size_t)j * g->l2_entry_size;
+		struct q2_entry e = q2_link_get(g, entry);
+		uint64_t count = 0;
+		if (e.compressed || !e.has_host)
+			continue;
+		int rc = q2_refcount_read(&image->meta, e.host.v >> g->cluster_bits, &count, err);
+		if (rc)
+			return rc;
+		q2_store64(entry, count == 1 ? e.raw | Q2_COPIED : e.raw & ~Q2_COPIED);
+	}
+	return 0;
+}
+
+/* Writes the disk's new L1 and L2 tables: copies of those of `l1`, with COPIED as the new counts have it. */
+static int write_tables(struct qcow2_image *image, struct change *change, const uint64_t *l1,
+			struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct q2_geometry *g = &meta->geo;
+	const struct q2_span *places = change->l2.items;
+	uint64_t used = 0;
+	q2_auto uint8_t *table = q2_new_pages(g->cluster_size);
+	q2_auto uint64_t *raw = q2_new(change->l1_clusters << g->cluster_bits, 1);
+	change->l1 = q2_new(change->l1_entries, sizeof *change->l1);
+	if (!table || !raw || !change->l1)
+		return q2_error_nomem(err);
+	meta->unsynced = true;
+	for (uint32_t i = 0; i < change->l1_entries; i++) {
+		uint64_t from = l1[i] & Q2_OFFSET_MASK;
+		if (!from)
+			continue;
+		uint64_t to = (places->start + used) << g->cluster_bits;
+		if (++used == places->count) {
+			places++;
+			used = 0;
+		}
+		int rc = read_l2(image, from, table, err);
+		if (!rc)
+			rc = set_copied(image, table, err);
+		if (!rc)
+			rc = qcow2_store_write(image->store, to, table, g->cluster_size, err);
+		if (rc)
+			return rc;
+		q2_cache_forget(&meta->cache, q2_host_at(to), g->cluster_size);
+		change->l1[i] = to | Q2_COPIED;
+		raw[i] = htobe64(change->l1[i]);
+	}
+	if (!change->l1_clusters)
+		return 0;
+	return qcow2_store_write(image->store, change->l1_at << g->cluster_bits, raw,
+				 change->l1_clusters << g->cluster_bits, err);
+}
+
+/* Lets the header name the new L1, and after the switch the map too. */
+static void name_l1(struct qcow2_image *image, const struct change *change)
+{
+	image->meta.header.l1_table_offset = change->l1_at << image->meta.geo.cluster_bits;
+	image->meta.header.l1_size = change->l1_entries;
+}
+
+static void adopt_l1(struct qcow2_image *image, struct change *change)
+{
+	free(image->map.l1);
+	image->map.l1 = q2_take(&change->l1);
+	image->map.l1_entries = change->l1_entries;
+	image->map.l1_offset = image->meta.header.l1_table_offset;
+	image->size = image->map.size = image->meta.header.size;
+}
+
+/* ---- the snapshot table ---------------------------------------------------------------------- */
+
+/* A table made of the old entries with `skip` left out (UINT32_MAX: none), the bytes of `replace` in its place
+ * when given, and `add` at the end. gives: an array to free(). */
+static int build_table(struct qcow2_image *image, uint32_t skip, const struct q2_vec *replace,
+		       const struct q2_vec *add, struct q2_vec *out, uint32_t *count, struct qcow2_error *err)
+{
+	const uint32_t *starts = image->snapshots.items;
+	*count = 0;
+	for (uint32_t i = 0; i <= image->snapshots.count; i++) {
+		const uint8_t *bytes;
+		size_t length;
+		if (i == image->snapshots.count || (i == skip && replace)) {
+			const struct q2_vec *from = i == skip ? replace : add;
+			if (!from)
+				continue;
+			bytes = from->items;
+			length = from->count;
+		} else if (i == skip) {
+			continue;
+		} else {
+			struct q2_snapshot_record r;
+			bytes = image->snapshot_table + starts[i];
+			q2_record_snapshot(bytes, UINT32_MAX, &r);
+			length = r.length;
+		}
+		for (size_t n = 0; n < length; n++) {
+			uint8_t *byte = q2_vec_push(out, 1);
+			if (!byte)
+				return q2_error_nomem(err);
+			*byte = bytes[n];
+		}
+		++*count;
+	}
+	if (*count > Q2_MAX_SNAPSHOTS || out->count > Q2_MAX_SNAPSHOT_TABLE)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				    "The snapshot table would be too large");
+	return 0;
+}
+
+static int push_bytes(struct q2_vec *out, const void *bytes, size_t length)
+{
+	for (size_t i = 0; i < length; i++) {
+		uint8_t *byte = q2_vec_push(out, 1);
+		if (!byte)
+			return QCOW2_E_NOMEM;
+		*byte = ((const uint8_t *)bytes)[i];
+	}
+	return 0;
+}
+
+/* The bytes of one entry (specification, "Snapshots"), padded to 8. */
+static int make_record(const struct qcow2_snapshot *s, struct q2_vec *out, struct qcow2_error *err)
+{
+	uint8_t fixed[Q2_SNAPSHOT_FIXED];
+	static const uint8_t padding[8];
+	q2_store64(fixed, s->l1_offset);
+	q2_store32(fixed + 8, s->l1_entries);
+	q2_store16(fixed + 12, (uint16_t)s->id.length);
+	q2_store16(fixed + 14, (uint16_t)s->name.length);
+	q2_store32(fixed + 16, s->date_sec);
+	q2_store32(fixed + 20, s->date_nsec);
+	q2_store64(fixed + 24, s->vm_clock_nsec);
+	q2_store32(fixed + 32, (uint32_t)q2_min(s->vm_state_size, UINT32_MAX));
+	q2_store32(fixed + 36, (uint32_t)s->extra_data.length);
+	if (push_bytes(out, fixed, sizeof fixed) ||
+	    push_bytes(out, s->extra_data.data, s->extra_data.length) ||
+	    push_bytes(out, s->id.data, s->id.length) || push_bytes(out, s->name.data, s->name.length) ||
+	    push_bytes(out, padding, -out->count & 7))
+		return q2_error_nomem(err);
+	return 0;
+}
+
+/* Writes the table to its place and lets the header name it. */
+static int write_table(struct qcow2_image *image, const struct change *change, const struct q2_vec *table,
+		       uint32_t count, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	meta->header.nb_snapshots = count;
+	meta->header.snapshots_offset = table->count ? change->table_at << meta->geo.cluster_bits : 0;
+	meta->unsynced = true;
+	if (!table->count)
+		return 0;
+	uint64_t bytes = change->table_clusters << meta->geo.cluster_bits;
+	q2_auto uint8_t *padded = q2_new(bytes, 1);
+	if (!padded)
+		return q2_error_nomem(err);
+	memcpy(padded, table->items, table->count);
+	return qcow2_store_write(image->store, meta->header.snapshots_offset, padded, bytes, err);
+}
+
+/* ---- the operations ---------------------------------------------------------------------------- */
+
+static int begin(struct qcow2_image *image, struct qcow2_error *err)
+{
+	uint32_t count;
+	int rc = q2_edit_begin(image, err);
+	if (!rc && (image->raw || image->meta.geo.external_data))
+		rc = q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
+				  image->raw ? "A raw image has no snapshots"
+					     : "An image with an external data file has no snapshots");
+	if (!rc)
+		rc = qcow2_image_snapshot_count(image, &count, err);
+	if (!rc)
+		rc = q2_map_load(&image->map, err);
+	/* Counts are copied from the disk and switched with the rest, so from now on they are kept in time. The
+	 * dirty bit stays until the end of writing. */
+	image->meta.lazy = false;
+	return rc ? rc : q2_commit_flush(&image->meta, err);
+}
+
+/* What the switch let go of is free, and the snapshot list is read anew. */
+static int end(struct qcow2_image *image, uint64_t old_table, uint64_t old_table_bytes,
+	       struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	int rc = 0;
+	if (old_table_bytes)
+		rc = q2_alloc_release(meta, old_table >> meta->geo.cluster_bits,
+				      q2_div_up(old_table_bytes, meta->geo.cluster_size), err);
+	/* The cluster that the last compressed stream lies in may be free now. */
+	meta->stream_at = meta->stream_end = 0;
+	free(image->snapshot_table);
+	image->snapshot_table = NULL;
+	q2_vec_free(&image->snapshots);
+	image->snapshots_loaded = false;
+	return rc ? rc : q2_commit_flush(meta, err);
+}
+
+/* Bytes of the snapshot table on disk. */
+static uint64_t table_bytes(struct qcow2_image *image)
+{
+	if (!image->snapshots.count)
+		return 0;
+	struct q2_snapshot_record r;
+	uint32_t last = ((uint32_t *)image->snapshots.items)[image->snapshots.count - 1];
+	q2_record_snapshot(image->snapshot_table + last, UINT32_MAX, &r);
+	return last + (uint64_t)r.length;
+}
+
+/* The smallest number above all numeric ids, as QEMU gives them. */
+static void next_id(struct qcow2_image *image, char out[24])
+{
+	uint64_t highest = 0;
+	for (uint32_t i = 0; i < image->snapshots.count; i++) {
+		struct qcow2_snapshot s;
+		char text[24] = "";
+		if (!qcow2_image_snapshot(image, i, &s, NULL) && s.id.length < sizeof text) {
+			memcpy(text, s.id.data, s.id.length);
+			highest = q2_max(highest, strtoull(text, NULL, 10));
+		}
+	}
+	snprintf(out, 24, "%" PRIu64, highest + 1);
+}
+
+int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, const struct timespec *when,
+				struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	struct change change = {0};
+	struct q2_vec record = {0}, table = {0};
+	uint32_t count;
+	char id[24];
+	uint8_t extra[24];
+	int rc = begin(image, err);
+	if (!rc && strlen(name) > UINT16_MAX)
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "The snapshot's name is too long");
+	if (rc)
+		return q2_image_blame(image, rc, err);
+	next_id(image, id);
+	q2_store64(extra, 0); /* no VM state */
+	q2_store64(extra + 8, image->size);
+	q2_store64(extra + 16, UINT64_MAX); /* no instruction count */
+	struct qcow2_snapshot s = {
+		.id = {(const uint8_t *)id, strlen(id)},
+		.name = {(const uint8_t *)name, strlen(name)},
+		.extra_data = {extra, sizeof extra},
+		.l1_offset = image->map.l1_offset,
+		.l1_entries = image->map.l1_entries,
+		.date_sec = (uint32_t)when->tv_sec,
+		.date_nsec = (uint32_t)when->tv_nsec,
+	};
+	uint64_t old_table = meta->header.snapshots_offset, old_bytes = table_bytes(image);
+	const uint64_t *l1 = image->map.l1;
+	rc = make_record(&s, &record, err);
+	if (!rc)
+		rc = build_table(image, UINT32_MAX, NULL, &record, &table, &count, err);
+	if (!rc)
+		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
+	if (!rc)
+		rc = q2_shadow_open(meta, &change.shadow, err);
+	/* The snapshot keeps the disk's tables; the disk refers once more to all the data, by tables of its own. */
+	if (!rc)
+		rc = count_l1(image, l1, image->map.l1_entries, 1, err);
+	for (uint32_t i = 0; i < image->map.l1_entries && !rc; i++)
+		if (l1[i] & Q2_OFFSET_MASK)
+			rc = q2_refcount_add(meta, (l1[i] & Q2_OFFSET_MASK) >> meta->geo.cluster_bits, 1, -1,
+					     err);
+	if (!rc)
+		rc = write_tables(image, &change, l1, err);
+	if (!rc)
+		rc = write_table(image, &change, &table, count, err);
+	if (rc)
+		goto undo;
+	name_l1(image, &change);
+	rc = q2_shadow_switch(meta, &change.shadow, err);
+	if (rc)
+		goto undo;
+	adopt_l1(image, &change);
+	rc = end(image, old_table, old_bytes, err);
+undo:
+	q2_shadow_undo(meta, &change.shadow);
+	change_free(&change);
+	q2_vec_free(&record);
+	q2_vec_free(&table);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+/* Reads a snapshot's L1 table. */
+static int snapshot_l1(struct qcow2_image *image, uint32_t index, struct qcow2_snapshot *s, uint64_t **l1,
+		       struct qcow2_error *err)
+{
+	int rc = qcow2_image_snapshot(image, index, s, err);
+	if (!rc && s->l1_entries > Q2_MAX_L1_BYTES / 8)
+		rc = q2_error_set(err, QCOW2_E_CORRUPT, s->offset, "Snapshot L1 table too large");
+	if (!rc)
+		rc = q2_meta_read_table(&image->meta, "Snapshot L1 table", s->l1_offset, s->l1_entries, l1,
+					err);
+	return rc;
+}
+
+int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct q2_geometry *g = &meta->geo;
+	struct change change = {0};
+	struct qcow2_snapshot s;
+	q2_auto uint64_t *snap = NULL, *from = NULL;
+	int rc = begin(image, err);
+	if (!rc)
+		rc = snapshot_l1(image, index, &s, &snap, err);
+	if (!rc && s.size > INT64_MAX)
+		rc = q2_error_set(err, QCOW2_E_CORRUPT, s.offset, "Snapshot disk size is too large");
+	/* Large enough for the disk as it was then; entries past the snapshot's (its VM state) come along. */
+	uint64_t entries = rc ? 0 : q2_max(s.l1_entries, q2_header_l1_entries(g, s.size));
+	if (!rc && entries > Q2_MAX_L1_BYTES / 8)
+		rc = q2_error_set(err, QCOW2_E_CORRUPT, s.offset, "Snapshot disk size is too large");
+	if (!rc && image->tracks.count && s.size != image->size)
+		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				  "The snapshot's disk has another size than the one that bitmaps follow");
+	if (!rc)
+		rc = q2_track_mark(image, 0, image->size, err);
+	if (!rc && !(from = q2_new(entries, sizeof *from)))
+		rc = q2_error_nomem(err);
+	if (rc)
+		return q2_image_blame(image, rc, err);
+	memcpy(from, snap, s.l1_entries * 8ull);
+	const uint64_t *old = image->map.l1;
+	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
+	uint32_t old_entries = image->map.l1_entries;
+	rc = take_places(image, &change, from, (uint32_t)entries, 0, err);
+	if (!rc)
+		rc = q2_shadow_open(meta, &change.shadow, err);
+	/* The data gets the disk's reference before the disk's old data loses it: no count passes zero. The
+	 * snapshot's L2 tables stay its own, the disk has copies. */
+	if (!rc)
+		rc = count_l1(image, from, (uint32_t)entries, 1, err);
+	for (uint32_t i = 0; i < entries && !rc; i++)
+		if (from[i] & Q2_OFFSET_MASK)
+			rc = q2_refcount_add(meta, (from[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
+	if (!rc)
+		rc = count_l1(image, old, old_entries, -1, err);
+	if (!rc && old_entries)
+		rc = q2_refcount_add(meta, old_l1, q2_div_up(old_entries * 8ull, g->cluster_size), -1, err);
+	if (!rc)
+		rc = write_tables(image, &change, from, err);
+	if (rc)
+		goto undo;
+	name_l1(image, &change);
+	meta->header.size = s.size;
+	rc = q2_shadow_switch(meta, &change.shadow, err);
+	if (rc)
+		goto undo;
+	adopt_l1(image, &change);
+	meta->free_hint = 1;
+	q2_cache_drop(&meta->cache);
+	rc = end(image, 0, 0, err);
+undo:
+	q2_shadow_undo(meta, &change.shadow);
+	change_free(&change);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct q2_geometry *g = &meta->geo;
+	struct change change = {0};
+	struct q2_vec table = {0};
+	struct qcow2_snapshot s;
+	q2_auto uint64_t *snap = NULL;
+	uint32_t count;
+	int rc = begin(image, err);
+	if (!rc)
+		rc = snapshot_l1(image, index, &s, &snap, err);
+	if (rc)
+		return q2_image_blame(image, rc, err);
+	uint64_t old_table = meta->header.snapshots_offset, old_bytes = table_bytes(image);
+	const uint64_t *l1 = image->map.l1;
+	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
+	rc = build_table(image, index, NULL, NULL, &table, &count, err);
+	if (!rc)
+		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
+	if (!rc)
+		rc = q2_shadow_open(meta, &change.shadow, err);
+	if (!rc)
+		rc = count_l1(image, snap, s.l1_entries, -1, err);
+	if (!rc && s.l1_entries)
+		rc = q2_refcount_add(meta, s.l1_offset >> g->cluster_bits,
+				     q2_div_up(s.l1_entries * 8ull, g->cluster_size), -1, err);
+	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
+	for (uint32_t i = 0; i < image->map.l1_entries && !rc; i++)
+		if (l1[i] & Q2_OFFSET_MASK)
+			rc = q2_refcount_add(meta, (l1[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
+	if (!rc && image->map.l1_entries)
+		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
+				     -1, err);
+	if (!rc)
+		rc = write_tables(image, &change, l1, err);
+	if (!rc)
+		rc = write_table(image, &change, &table, count, err);
+	if (rc)
+		goto undo;
+	name_l1(image, &change);
+	rc = q2_shadow_switch(meta, &change.shadow, err);
+	if (rc)
+		goto undo;
+	adopt_l1(image, &change);
+	meta->free_hint = 1;
+	q2_cache_drop(&meta->cache);
+	rc = end(image, old_table, old_bytes, err);
+undo:
+	q2_shadow_undo(meta, &change.shadow);
+	change_free(&change);
+	q2_vec_free(&table);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const char *name,
+				struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	struct change change = {0};
+	struct q2_vec record = {0}, table = {0};
+	struct qcow2_snapshot s;
+	uint32_t count;
+	int rc = begin(image, err);
+	if (!rc)
+		rc = qcow2_image_snapshot(image, index, &s, err);
+	if (!rc && strlen(name) > UINT16_MAX)
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "The snapshot's name is too long");
+	if (rc)
+		return q2_image_blame(image, rc, err);
+	const struct qcow2_header saved = meta->header;
+	uint64_t old_table = meta->header.snapshots_offset, old_bytes = table_bytes(image);
+	s.name = (struct qcow2_bytes){(const uint8_t *)name, strlen(name)};
+	rc = make_record(&s, &record, err);
+	if (!rc)
+		rc = build_table(image, index, &record, NULL, &table, &count, err);
+	if (!rc)
+		rc = take_places(image, &change, NULL, 0, table.count, err);
+	if (!rc)
+		rc = q2_commit_flush(meta, err);
+	if (!rc)
+		rc = write_table(image, &change, &table, count, err);
+	if (!rc)
+		rc = q2_commit_barrier(meta, err);
+	if (!rc)
+		rc = q2_commit_header(meta, err);
+	if (!rc) {
+		q2_vec_free(&change.shadow.taken);
+		rc = end(image, old_table, old_bytes, err);
+	} else {
+		meta->header = saved;
+	}
+	q2_shadow_undo(meta, &change.shadow);
+	change_free(&change);
+	q2_vec_free(&record);
+	q2_vec_free(&table);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
