@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT
+ * The check as a job: its passes in order, what they found, and the public face. */
+#include "check/check.h"
+
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#define STEP_NSEC 100000000u
+#define FINDINGS_MOST 100000u
+/* More threads than this would wait for one another at the census. */
+#define THREADS_MOST 16u
+/* Refcount blocks that several table entries name are read again up to this many bytes in all. */
+#define ALIASED_MOST (UINT64_C(64) << 20)
+
+static int (*const passes[])(struct qcow2_check *, bool *, struct qcow2_error *) = {
+	q2_side_header, q2_side_snapshots, q2_side_bitmaps,	q2_compare_reftable, q2_walk_l1,
+	q2_walk_l2,	q2_walk_data_file, q2_compare_overlaps, q2_compare_counts, q2_copied_entries,
+};
+enum { PASSES = sizeof passes / sizeof *passes };
+
+const struct qcow2_problem_facts *qcow2_problem_facts(enum qcow2_problem problem)
+{
+	static const struct qcow2_problem_facts facts[] = {
+#define PROBLEM(NAME, word, severity, repairable, meaning, loss) \
+	{word, QCOW2_SEVERITY_##severity, repairable, meaning, loss},
+#include "check/problems.def"
+#undef PROBLEM
+	};
+	return (unsigned)problem < QCOW2_PROBLEM_COUNT ? &facts[problem] : NULL;
+}
+
+/* ---- reporting --------------------------------------------------------------------------------- */
+
+struct qcow2_finding q2_report_blank(enum qcow2_problem problem)
+{
+	return (struct qcow2_finding){
+		.problem = problem,
+		.count = 1,
+		.host_offset = QCOW2_NONE,
+		.host_length = QCOW2_NONE,
+		.guest_offset = QCOW2_NONE,
+		.guest_length = QCOW2_NONE,
+		.refcount = QCOW2_NONE,
+		.references = QCOW2_NONE,
+		.entry = QCOW2_NONE,
+		.bitmap = QCOW2_NONE,
+		.entry_offset = QCOW2_NONE,
+		.index = QCOW2_NONE,
+		.snapshot = QCOW2_NONE,
+	};
+}
+
+/* Does `next` go on where `last` ends, with nothing else to say? */
+static bool continues(const struct qcow2_finding *last, const struct qcow2_finding *next)
+{
+	return last->problem == next->problem &&
+	       (next->problem == QCOW2_PROBLEM_LEAK || next->problem == QCOW2_PROBLEM_REFCOUNT_LOW) &&
+	       last->host_offset + last->host_length == next->host_offset &&
+	       last->refcount == next->refcount && last->references == next->references;
+}
+
+/* Keeps a record that is counted already. */
+static void keep(struct q2_report *report, const struct qcow2_finding *finding)
+{
+	struct q2_vec *vec = &report->findings;
+	struct qcow2_finding *last =
+		vec->count ? (struct qcow2_finding *)vec->items + vec->count - 1 : NULL;
+	if (last && continues(last, finding)) {
+		last->count += finding->count;
+		last->host_length += finding->host_length;
+		return;
+	}
+	struct qcow2_finding *item = vec->count < report->most ? q2_vec_push(vec, sizeof *item) : NULL;
+	if (item)
+		*item = *finding;
+	else
+		report->sum.omitted++;
+}
+
+void q2_report_add(struct q2_report *report, const struct qcow2_finding *finding)
+{
+	report->sum.found[finding->problem] += finding->count;
+	keep(report, finding);
+}
+
+void q2_report_append(struct q2_report *report, struct q2_report *from)
+{
+	struct qcow2_check_result *to = &report->sum, *add = &from->sum;
+	for (size_t i = 0; i < from->findings.count; i++)
+		keep(report, (struct qcow2_finding *)from->findings.items + i);
+	for (unsigned i = 0; i < QCOW2_PROBLEM_COUNT; i++)
+		to->found[i] += add->found[i];
+	to->omitted += add->omitted;
+	to->incomplete |= add->incomplete;
+	to->allocated_clusters += add->allocated_clusters;
+	to->fragmented_clusters += add->fragmented_clusters;
+	to->compressed_clusters += add->compressed_clusters;
+	q2_vec_free(&from->findings);
+	*add = (struct qcow2_check_result){0};
+}
+
+static void conclude(struct qcow2_check *check)
+{
+	struct qcow2_check_result *sum = &check->report.sum;
+	const struct q2_geometry *g = check->geo;
+	uint64_t by_severity[4] = {0};
+	for (unsigned i = 0; i < QCOW2_PROBLEM_COUNT; i++)
+		by_severity[qcow2_problem_facts((enum qcow2_problem)i)->severity] += sum->found[i];
+	sum->corruptions = by_severity[QCOW2_SEVERITY_CORRUPTION];
+	sum->leaks = by_severity[QCOW2_SEVERITY_LEAK];
+	sum->unreadable = by_severity[QCOW2_SEVERITY_UNREADABLE];
+	sum->findings = check->report.findings.count;
+	sum->image_end_offset = check->highest << g->cluster_bits;
+	sum->total_clusters = q2_div_up(q2_round_up(check->header->size, 512), g->cluster_size);
+}
+
+/* ---- the job ----------------------------------------------------------------------------------- */
+
+static uint64_t now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static unsigned usable_processors(void)
+{
+	cpu_set_t set;
+	/* Fails on hosts with more processors than the set holds: then a few threads are no mistake. */
+	if (sched_getaffinity(0, sizeof set, &set))
+		return 4;
+	int count = CPU_COUNT(&set);
+	return count > 0 ? (unsigned)count : 1;
+}
+
+static int prepare(struct qcow2_check *check, struct qcow2_error *err)
+{
+	uint64_t spent;
+	int rc = qcow2_store_length(check->store, &check->file_length, err);
+	if (!rc)
+		rc = qcow2_store_allocated(check->store, &spent, err);
+	if (rc)
+		return rc;
+	uint64_t clusters = q2_div_up(check->file_length, check->geo->cluster_size);
+	uint64_t real = q2_min(clusters, q2_div_up(spent, check->geo->cluster_size));
+	rc = q2_census_init(&check->census, clusters, real, err);
+	if (rc)
+		return rc;
+	check->hands = q2_new(check->threads, sizeof *check->hands);
+	if (!check->hands)
+		return q2_error_nomem(err);
+	for (unsigned i = 0; i < check->threads; i++) {
+		check->hands[i].buffer = q2_new_pages(Q2_PIECE);
+		if (!check->hands[i].buffer)
+			return q2_error_nomem(err);
+	}
+	return 0;
+}
+
+/* Has all that the image was told so far in the file, lazy refcounts too: the check looks there. */
+static int settle_image(struct qcow2_image *image, struct qcow2_error *err)
+{
+	bool lazy = image->meta.lazy;
+	image->meta.lazy = false;
+	int rc = qcow2_image_flush(image, err);
+	image->meta.lazy = lazy;
+	return rc;
+}
+
+int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options *options,
+		    struct qcow2_check **out, struct qcow2_error *err)
+{
+	if (image->raw)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "A raw image has no tables to check");
+	if (image->is_snapshot)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "A snapshot is checked with the image that has it");
+	struct qcow2_check *check = q2_new(1, sizeof *check);
+	if (!check)
+		return q2_error_nomem(err);
+	check->image = qcow2_image_ref(image);
+	check->store = image->store;
+	check->header = &image->meta.header;
+	check->geo = &image->meta.geo;
+	check->report.most = options && options->most ? options->most : FINDINGS_MOST;
+	check->threads = options && options->threads ? options->threads : usable_processors();
+	check->threads = (unsigned)q2_min(check->threads, THREADS_MOST);
+	check->aliased = ALIASED_MOST;
+	pthread_mutex_init(&check->lock, NULL);
+	int rc = settle_image(image, err);
+	if (!rc)
+		rc = prepare(check, err);
+	if (rc) {
+		qcow2_check_free(check);
+		return rc;
+	}
+	*out = check;
+	return 0;
+}
+
+int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total, struct qcow2_error *err)
+{
+	uint64_t deadline = now() + STEP_NSEC;
+	while (check->pass < PASSES && !check->failure.code) {
+		bool more = false;
+		struct qcow2_error failure;
+		int rc = passes[check->pass](check, &more, &failure);
+		if (rc) {
+			q2_image_blame(check->image, rc, &failure);
+			check->failure = failure;
+			break;
+		}
+		if (!more) {
+			check->pass++;
+			check->position = 0;
+		}
+		if (check->pass == PASSES)
+			conclude(check);
+		else if (now() >= deadline)
+			break;
+	}
+	if (check->failure.code) {
+		if (err)
+			*err = check->failure;
+		return check->failure.code;
+	}
+	*done = check->pass == PASSES ? check->total : q2_min(check->done, check->total);
+	*total = check->total;
+	return check->pass < PASSES;
+}
+
+const struct qcow2_check_result *qcow2_check_result(const struct qcow2_check *check)
+{
+	return &check->report.sum;
+}
+
+const struct qcow2_finding *qcow2_check_finding(const struct qcow2_check *check, uint64_t index)
+{
+	return index < check->report.findings.count
+		       ? (const struct qcow2_finding *)check->report.findings.items + index
+		       : NULL;
+}
+
+void qcow2_check_free(struct qcow2_check *check)
+{
+	if (!check)
+		return;
+	for (unsigned i = 0; check->hands && i < check->threads; i++) {
+		free(check->hands[i].buffer);
+		q2_vec_free(&check->hands[i].runs);
+	}
+	free(check->hands);
+	free(check->reftable);
+	q2_census_free(&check->census);
+	q2_vec_free(&check->report.findings);
+	q2_vec_free(&check->snapshots);
+	q2_vec_free(&check->l2);
+	q2_vec_free(&check->far_wrong);
+	pthread_mutex_destroy(&check->lock);
+	qcow2_image_unref(check->image);
+	free(check);
+}

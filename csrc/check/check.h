@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: MIT
+ * One check as its passes see it.
+ *
+ * The passes, in order (check.c):
+ *
+ *   side.c      header, encryption header, snapshot table, bitmaps: counted and judged
+ *   compare.c   refcount table and blocks counted
+ *   walk.c      L1 tables, then each L2 table once, however many L1 entries reach it: entries judged, guest
+ *               clusters counted
+ *   compare.c   what was counted beside what the refcount blocks say
+ *   copied.c    where COPIED flags and refcounts do not fit, which entries are to blame
+ *
+ * Everything is read by this floor's own eyes and bounds, past caches, in large pieces (sweep.c), so that one
+ * broken structure does not hide the others. What lies in a hole of the host is zeros and is not read. */
+#ifndef Q2_CHECK_CHECK_H
+#define Q2_CHECK_CHECK_H
+
+#include "check/census.h"
+#include "image/image.h"
+
+#include <pthread.h>
+
+/* Tables are read in pieces of this; a multiple of every entry size. */
+#define Q2_PIECE ((size_t)1 << 20)
+
+/* What a pass found, and the guest's statistics. */
+struct q2_report {
+	struct q2_vec findings; /* struct qcow2_finding */
+	struct qcow2_check_result sum;
+	uint64_t most;
+};
+
+/* A table of 8-byte entries that may share its place with others of its kind. */
+struct q2_table_place {
+	uint64_t at, bytes;
+	uint64_t owner; /* snapshot or bitmap number */
+};
+
+/* Bytes that `times` tables lie on, wholly inside table `owner`, which begins at `base`. */
+struct q2_stretch {
+	uint64_t at, bytes;
+	uint64_t base, owner, times;
+};
+
+/* One L2 table, however often it is reached. */
+struct q2_l2_table {
+	uint64_t at;
+	uint64_t snapshot; /* the first to reach it, QCOW2_NONE: the active L1 table */
+	uint32_t l1_index; /* there */
+	uint32_t times;    /* L1 entries that reach it, all snapshots' included; saturates */
+	uint32_t active;   /* those of the active L1 table */
+};
+
+/* What a thread keeps between units. */
+struct q2_hand {
+	uint8_t *buffer;    /* Q2_PIECE bytes */
+	struct q2_vec runs; /* struct q2_run_of_words */
+};
+
+struct qcow2_check {
+	struct qcow2_image *image; /* a reference */
+	struct qcow2_store *store;
+	const struct qcow2_header *header;
+	const struct q2_geometry *geo;
+	uint64_t file_length; /* now; bytes */
+	struct q2_census census;
+	struct q2_report report;
+
+	struct q2_vec snapshots;  /* struct q2_table_place: L1 tables that can be followed */
+	struct q2_vec l2;         /* struct q2_l2_table; sorted and unique once the L1 tables are read */
+	size_t l2_compact;        /* as many of them were sorted and unique the last time */
+	uint64_t *reftable;       /* host order; offsets of blocks that can be followed, else 0 */
+	uint32_t reftable_entries;
+	uint64_t entries;         /* so many of them, some perhaps past the table's end, are compared */
+	uint64_t aliased;         /* bytes of refcount blocks that may still be read a second time */
+	uint64_t highest;         /* number of the last cluster in use + 1 */
+	bool wrong;               /* some cluster is marked Q2_WORD_WRONG or has no place: look at COPIED */
+	struct q2_vec far_wrong;  /* struct q2_run_of_words, sorted: far ones that are, word = stored count */
+
+	unsigned threads;
+	struct q2_hand *hands;
+	pthread_mutex_t lock; /* the census and `wrong` while threads run */
+
+	unsigned pass;
+	size_t position; /* of the pass, in units of its own */
+	uint64_t done, total;
+	struct qcow2_error failure;
+};
+
+/* ---- reporting (check.c) ---- */
+
+/* A finding without numbers. */
+struct qcow2_finding q2_report_blank(enum qcow2_problem problem);
+
+/* Counts it and keeps it while there is room; runs of clusters grow. */
+void q2_report_add(struct q2_report *report, const struct qcow2_finding *finding);
+
+/* Adds all that `from` has, and empties it. */
+void q2_report_append(struct q2_report *report, struct q2_report *from);
+
+/* ---- reading (sweep.c) ---- */
+
+/* A walk over [at, end) that jumps over the host's holes. */
+struct q2_scan {
+	struct qcow2_store *store;
+	uint64_t limit; /* the file's length */
+	uint64_t at, end;
+	uint64_t from, known; /* here the host's answer holds, for this range and for later ones */
+	bool data;            /* and this is it */
+};
+
+/*
+ * The next piece with data, at most `most` bytes, aligned to 16 bytes but for the scan's own ends. gives: 1 and
+ * the piece; 0 at the end.
+ */
+int q2_scan_next(struct q2_scan *scan, uint64_t most, uint64_t *at, uint64_t *length,
+		 struct qcow2_error *err);
+
+/* Is any byte of [at, at + length) data for the host? Answers for rising `at` cost little. */
+int q2_scan_has_data(struct q2_scan *scan, uint64_t at, uint64_t length, bool *data, struct qcow2_error *err);
+
+/* A scan of [at, at + length); what an earlier one of the same file was told is kept. */
+static inline void q2_scan_over(struct q2_scan *scan, const struct qcow2_check *check, uint64_t at,
+				uint64_t length)
+{
+	scan->store = check->store;
+	scan->limit = check->file_length;
+	scan->at = at;
+	scan->end = at + length;
+}
+
+/* The places where tables lie as disjoint stretches in the order of the file. Sorts `tables`. */
+int q2_sweep_tables(struct q2_table_place *tables, size_t count, struct q2_vec *stretches,
+		    struct qcow2_error *err);
+
+/* Does the region lie aligned, behind the header and inside the file? */
+bool q2_sweep_fits(const struct qcow2_check *check, uint64_t at, uint64_t bytes);
+
+/* Adds a region's clusters to the census; what lies outside the file is left out. */
+int q2_sweep_count(struct qcow2_check *check, uint64_t at, uint64_t bytes, uint32_t word,
+		   struct qcow2_error *err);
+
+/* The same for the clusters of all these tables, which may share them. */
+int q2_sweep_count_tables(struct qcow2_check *check, const struct q2_vec *tables, enum q2_owner owner,
+			  struct qcow2_error *err);
+
+/* Reads; a failure of the host becomes a finding about [at, at + length), then *unread is true. */
+void q2_sweep_read(struct qcow2_check *check, struct q2_report *report, uint64_t at, void *buf, size_t length,
+		   bool *unread);
+
+/*
+ * Runs units [first, first + count) on all threads. What they report is joined in their order; the failure of
+ * the first one in order is returned.
+ */
+typedef int q2_unit_work(struct qcow2_check *check, struct q2_hand *hand, size_t unit,
+			 struct q2_report *report, struct qcow2_error *err);
+int q2_sweep_units(struct qcow2_check *check, q2_unit_work *work, size_t first, size_t count,
+		   struct qcow2_error *err);
+
+/* ---- passes: each gives *more = call again ---- */
+
+int q2_side_header(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_side_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_side_bitmaps(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_compare_reftable(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_walk_l1(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_walk_l2(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_walk_data_file(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_compare_overlaps(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_compare_counts(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_copied_entries(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+
+#endif

@@ -1,0 +1,324 @@
+/* SPDX-License-Identifier: MIT
+ * The structures beside the tables of clusters: header, encryption header, snapshot table, bitmaps. */
+#include "check/check.h"
+
+#include "base/be.h"
+#include "format/record.h"
+
+/* Bits of a bitmap table entry that must be zero; bit 0 as well where there is an offset. */
+#define BITMAP_RESERVED 0xff000000000001feull
+#define BITMAP_FLAGS_KNOWN (Q2_BITMAP_IN_USE | Q2_BITMAP_AUTO | Q2_BITMAP_EXTRA_COMPATIBLE)
+/* From a record's start: all of its fixed part, and the extra data's fields that are judged. */
+enum { RECORD_HEAD = 64 };
+
+static void add(struct qcow2_check *check, struct qcow2_finding finding)
+{
+	q2_report_add(&check->report, &finding);
+}
+
+/* The extension of that type, NULL when there is none. */
+static const struct q2_extension *extension(const struct qcow2_check *check, uint32_t type)
+{
+	const struct q2_vec *vec = &check->image->extensions;
+	for (size_t i = 0; i < vec->count; i++) {
+		const struct q2_extension *e = (const struct q2_extension *)vec->items + i;
+		if (e->type == type)
+			return e;
+	}
+	return NULL;
+}
+
+/* ---- header ------------------------------------------------------------------------------------ */
+
+static int count_crypto(struct qcow2_check *check, struct qcow2_error *err)
+{
+	if (check->header->crypt_method != Q2_CRYPT_LUKS)
+		return 0;
+	const struct q2_extension *e = extension(check, (uint32_t)Q2_EXT_ENCRYPTION);
+	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_CRYPTO_OUTSIDE);
+	if (!e || e->length < 16) {
+		add(check, finding);
+		return 0;
+	}
+	uint64_t at = q2_load64(check->image->head + e->offset);
+	uint64_t length = q2_load64(check->image->head + e->offset + 8);
+	if (!q2_sweep_fits(check, at, length)) {
+		finding.entry_offset = e->offset;
+		finding.host_offset = at;
+		finding.host_length = length;
+		add(check, finding);
+	}
+	return q2_sweep_count(check, at, length, q2_census_word(Q2_OWNER_CRYPTO, 0, 1), err);
+}
+
+int q2_side_header(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+{
+	(void)more;
+	const struct qcow2_header *h = check->header;
+	/* An image that is open for writing here is dirty by its own doing. */
+	if ((h->incompatible_features & Q2_INCOMPATIBLE_DIRTY) && !check->image->begun)
+		add(check, q2_report_blank(QCOW2_PROBLEM_DIRTY));
+	if (h->incompatible_features & Q2_INCOMPATIBLE_CORRUPT)
+		add(check, q2_report_blank(QCOW2_PROBLEM_MARKED_CORRUPT));
+	int rc = q2_sweep_count(check, 0, check->geo->cluster_size, q2_census_word(Q2_OWNER_HEADER, 0, 1),
+				err);
+	return rc ? rc : count_crypto(check, err);
+}
+
+/* ---- snapshot table ---------------------------------------------------------------------------- */
+
+/* The table's bytes from `at` on, in a window that moves. */
+struct window {
+	uint64_t from, to; /* bytes of the file that `bytes` holds */
+	uint64_t stop;     /* nothing is read from here on */
+	uint8_t *bytes;
+};
+
+/* gives: at least `want` bytes at `at`, or those up to `stop`; *room says how many. */
+static const uint8_t *look_at(struct qcow2_check *check, struct window *window, uint64_t at, size_t want,
+			      uint64_t *room)
+{
+	bool unread;
+	if (at < window->from || at + want > window->to) {
+		window->from = window->to = at;
+		if (at < window->stop) {
+			size_t length = q2_min(Q2_PIECE, window->stop - at);
+			q2_sweep_read(check, &check->report, at, window->bytes, length, &unread);
+			window->to = at + length;
+		}
+	}
+	*room = window->to - at;
+	return window->bytes + (at - window->from);
+}
+
+static int judge_snapshot(struct qcow2_check *check, uint32_t index, uint64_t at, const uint8_t *bytes,
+			  const struct q2_snapshot_record *r, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = check->geo;
+	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_SNAPSHOT_EXTRA);
+	finding.snapshot = index;
+	finding.entry_offset = at;
+	if (r->extra_length > Q2_SNAPSHOT_MAX_EXTRA)
+		add(check, finding);
+	if (check->header->version >= 3 && r->extra_length < 16) {
+		finding.problem = QCOW2_PROBLEM_SNAPSHOT_INCOMPLETE;
+		add(check, finding);
+	}
+	if (!r->l1_size)
+		return 0;
+	uint64_t disk = r->extra_length >= 16 ? q2_load64(bytes + Q2_SNAPSHOT_FIXED + 8) : 0;
+	finding.host_offset = r->l1_table_offset;
+	finding.host_length = (uint64_t)r->l1_size * 8;
+	if (r->l1_size > Q2_MAX_L1_BYTES / 8 || disk > INT64_MAX || q2_header_l1_entries(g, disk) > r->l1_size) {
+		finding.problem = QCOW2_PROBLEM_SNAPSHOT_L1_SIZE;
+		add(check, finding);
+		if (r->l1_size > Q2_MAX_L1_BYTES / 8) {
+			check->report.sum.incomplete = true;
+			return 0;
+		}
+	}
+	if (!q2_sweep_fits(check, r->l1_table_offset, finding.host_length)) {
+		bool aligned = q2_is_aligned(r->l1_table_offset, g->cluster_size);
+		finding.problem = aligned ? QCOW2_PROBLEM_L1_OUTSIDE : QCOW2_PROBLEM_SNAPSHOT_L1_UNALIGNED;
+		finding.first = q2_census_owner(Q2_OWNER_SNAPSHOT_L1);
+		add(check, finding);
+		check->report.sum.incomplete = true;
+		return 0;
+	}
+	struct q2_table_place *table = q2_vec_push(&check->snapshots, sizeof *table);
+	if (!table)
+		return q2_error_nomem(err);
+	*table = (struct q2_table_place){r->l1_table_offset, finding.host_length, index};
+	return 0;
+}
+
+int q2_side_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+{
+	(void)more;
+	const struct qcow2_header *h = check->header;
+	uint64_t at = h->snapshots_offset;
+	uint32_t index = 0;
+	if (!h->nb_snapshots)
+		return 0;
+	if (check->geo->external_data)
+		add(check, q2_report_blank(QCOW2_PROBLEM_SNAPSHOT_DATA_FILE));
+	bool fits = q2_sweep_fits(check, at, Q2_SNAPSHOT_FIXED);
+	/* The last entry of a file may have been written without its padding. */
+	struct window window = {.stop = q2_min(q2_round_up(check->file_length, 8), at + Q2_MAX_SNAPSHOT_TABLE),
+				.bytes = check->hands[0].buffer};
+	for (; fits && index < h->nb_snapshots; index++) {
+		struct q2_snapshot_record r;
+		uint64_t room;
+		const uint8_t *bytes = look_at(check, &window, at, RECORD_HEAD, &room);
+		if (room < Q2_SNAPSHOT_FIXED)
+			break;
+		q2_record_snapshot(bytes, room, &r);
+		if (r.length > window.stop - at)
+			break;
+		int rc = judge_snapshot(check, index, at, bytes, &r, err);
+		if (rc)
+			return rc;
+		at += r.length;
+	}
+	if (index < h->nb_snapshots) {
+		struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_SNAPSHOT_TABLE);
+		finding.snapshot = index;
+		finding.host_offset = at;
+		add(check, finding);
+		check->report.sum.incomplete = true;
+	}
+	return q2_sweep_count(check, h->snapshots_offset, at - h->snapshots_offset,
+			      q2_census_word(Q2_OWNER_SNAPSHOTS, 0, 1), err);
+}
+
+/* ---- bitmaps ----------------------------------------------------------------------------------- */
+
+static int broken_directory(struct qcow2_check *check, uint64_t index, uint64_t at)
+{
+	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_DIRECTORY);
+	finding.index = index;
+	finding.host_offset = at;
+	add(check, finding);
+	check->report.sum.incomplete = true;
+	return 0;
+}
+
+static int judge_bitmap(struct qcow2_check *check, uint32_t index, uint64_t at,
+			const struct q2_bitmap_record *r, struct q2_vec *tables, struct qcow2_error *err)
+{
+	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_ENTRY);
+	finding.index = index;
+	finding.entry_offset = at;
+	if (r->granularity_bits < 9 || r->granularity_bits > 31 || !r->name_length ||
+	    r->name_length > Q2_MAX_BITMAP_NAME || (r->flags & ~BITMAP_FLAGS_KNOWN) ||
+	    r->table_entries > Q2_MAX_BITMAP_TABLE || (!r->table_entries && check->header->size))
+		add(check, finding);
+	/* The bitmaps that a writer keeps in memory are marked by its own doing. */
+	if ((r->flags & Q2_BITMAP_IN_USE) && !check->image->begun) {
+		finding.problem = QCOW2_PROBLEM_BITMAP_IN_USE;
+		add(check, finding);
+	}
+	if (!r->table_entries)
+		return 0;
+	uint64_t bytes = (uint64_t)r->table_entries * 8;
+	if (!q2_sweep_fits(check, r->table_offset, bytes)) {
+		finding.problem = QCOW2_PROBLEM_BITMAP_TABLE;
+		finding.host_offset = r->table_offset;
+		finding.host_length = bytes;
+		add(check, finding);
+		check->report.sum.incomplete = true;
+		return 0;
+	}
+	struct q2_table_place *table = q2_vec_push(tables, sizeof *table);
+	if (!table)
+		return q2_error_nomem(err);
+	*table = (struct q2_table_place){r->table_offset, bytes, index};
+	return 0;
+}
+
+static int read_directory(struct qcow2_check *check, const struct q2_bitmaps_ext *ext, struct q2_vec *tables,
+			  struct qcow2_error *err)
+{
+	struct window window = {.stop = ext->directory_offset + ext->directory_size,
+				.bytes = check->hands[0].buffer};
+	uint64_t at = ext->directory_offset;
+	for (uint32_t i = 0; i < ext->count; i++) {
+		struct q2_bitmap_record r;
+		uint64_t room;
+		const uint8_t *bytes = look_at(check, &window, at, Q2_BITMAP_FIXED, &room);
+		if (room < Q2_BITMAP_FIXED)
+			return broken_directory(check, i, at);
+		q2_record_bitmap(bytes, room, &r);
+		if (r.length > window.stop - at)
+			return broken_directory(check, i, at);
+		int rc = judge_bitmap(check, i, at, &r, tables, err);
+		if (rc)
+			return rc;
+		at += r.length;
+	}
+	return 0;
+}
+
+/* The entries of a piece of a bitmap table. */
+static int judge_bitmap_entries(struct qcow2_check *check, const struct q2_stretch *stretch, uint64_t at,
+				const uint8_t *bytes, uint64_t length, struct qcow2_error *err)
+{
+	uint32_t cluster_size = check->geo->cluster_size;
+	uint32_t word = q2_census_word(Q2_OWNER_BITMAP_DATA, 0, stretch->times);
+	for (uint64_t i = 0; i + 8 <= length; i += 8) {
+		uint64_t entry = q2_load64(bytes + i), host = entry & Q2_OFFSET_MASK;
+		if (!host && !(entry & BITMAP_RESERVED))
+			continue;
+		if ((entry & BITMAP_RESERVED) || (host && (entry & 1)) ||
+		    !q2_sweep_fits(check, host, 1)) {
+			struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_TABLE_ENTRY);
+			finding.index = stretch->owner;
+			finding.entry = entry;
+			finding.entry_offset = at + i;
+			finding.host_offset = host;
+			finding.host_length = cluster_size;
+			add(check, finding);
+		}
+		int rc = host ? q2_sweep_count(check, host, cluster_size, word, err) : 0;
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+static int follow_bitmap(struct qcow2_check *check, const struct q2_stretch *stretch, struct qcow2_error *err)
+{
+	struct q2_scan scan = {0};
+	uint64_t at, length;
+	bool unread;
+	int rc;
+	q2_scan_over(&scan, check, stretch->at, stretch->bytes);
+	while ((rc = q2_scan_next(&scan, Q2_PIECE, &at, &length, err)) > 0) {
+		q2_sweep_read(check, &check->report, at, check->hands[0].buffer, length, &unread);
+		rc = judge_bitmap_entries(check, stretch, at, check->hands[0].buffer, length, err);
+		if (rc)
+			break;
+	}
+	return rc;
+}
+
+/* Counts the clusters of bitmap tables, then follows their entries. */
+static int follow_bitmaps(struct qcow2_check *check, struct q2_vec *tables, struct qcow2_error *err)
+{
+	struct q2_vec stretches = {0};
+	int rc = q2_sweep_count_tables(check, tables, Q2_OWNER_BITMAP_TABLE, err);
+	if (!rc)
+		rc = q2_sweep_tables(tables->items, tables->count, &stretches, err);
+	for (size_t i = 0; !rc && i < stretches.count; i++)
+		rc = follow_bitmap(check, (struct q2_stretch *)stretches.items + i, err);
+	q2_vec_free(&stretches);
+	return rc;
+}
+
+int q2_side_bitmaps(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+{
+	(void)more;
+	const struct q2_extension *e = extension(check, (uint32_t)Q2_EXT_BITMAPS);
+	struct q2_bitmaps_ext ext;
+	if (!e)
+		return 0;
+	if (!(check->header->autoclear_features & Q2_AUTOCLEAR_BITMAPS)) {
+		struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAPS_STALE);
+		finding.entry_offset = e->offset;
+		add(check, finding);
+		return 0;
+	}
+	if (q2_extension_bitmaps(check->image->head + e->offset, e->length, &ext, NULL) || !ext.count ||
+	    ext.count > Q2_MAX_BITMAPS || ext.directory_size > Q2_MAX_BITMAP_DIRECTORY ||
+	    !q2_sweep_fits(check, ext.directory_offset, ext.directory_size))
+		return broken_directory(check, QCOW2_NONE, e->offset);
+	int rc = q2_sweep_count(check, ext.directory_offset, ext.directory_size,
+				q2_census_word(Q2_OWNER_BITMAP_DIRECTORY, 0, 1), err);
+	struct q2_vec tables = {0};
+	if (!rc)
+		rc = read_directory(check, &ext, &tables, err);
+	if (!rc)
+		rc = follow_bitmaps(check, &tables, err);
+	q2_vec_free(&tables);
+	return rc;
+}
