@@ -123,8 +123,8 @@ static void add_dense(struct q2_census *census, uint64_t start, uint64_t count, 
 /* Appends a run, lengthening the last one when it fits. */
 static int append(struct q2_vec *vec, uint64_t start, uint64_t end, uint32_t word)
 {
-	struct q2_run_of_words *last =
-		vec->count ? (struct q2_run_of_words *)vec->items + vec->count - 1 : NULL;
+	struct q2_run_of_words *last = vec->count ? (struct q2_run_of_words *)vec->items + vec->count - 1
+						  : NULL;
 	if (last && last->word == word && last->start + last->count == start &&
 	    end - last->start <= UINT32_MAX) {
 		last->count = (uint32_t)(end - last->start);
@@ -273,10 +273,11 @@ int q2_census_settle(struct q2_census *census, struct qcow2_error *err)
 	census->runs = sum;
 	log->count = 0;
 	if (census->runs.count > census->most_runs)
-		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
-				    "The file is too sparse and scattered to count its clusters: over %zu runs "
-				    "of them lie behind the first %" PRIu64,
-				    census->most_runs, census->dense_count);
+		return q2_error_set(
+			err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+			"The file is too sparse and scattered to count its clusters: over %zu runs "
+			"of them lie behind the first %" PRIu64,
+			census->most_runs, census->dense_count);
 	return 0;
 }
 

@@ -15,8 +15,8 @@
 #define ALIASED_MOST (UINT64_C(64) << 20)
 
 static int (*const passes[])(struct qcow2_check *, bool *, struct qcow2_error *) = {
-	q2_side_header, q2_side_snapshots, q2_side_bitmaps,	q2_compare_reftable, q2_walk_l1,
-	q2_walk_l2,	q2_walk_data_file, q2_compare_overlaps, q2_compare_counts, q2_copied_entries,
+	q2_side_header, q2_side_snapshots, q2_side_bitmaps,     q2_compare_reftable, q2_walk_l1,
+	q2_walk_l2,     q2_walk_data_file, q2_compare_overlaps, q2_compare_counts,   q2_copied_entries,
 };
 enum { PASSES = sizeof passes / sizeof *passes };
 
@@ -65,8 +65,7 @@ static bool continues(const struct qcow2_finding *last, const struct qcow2_findi
 static void keep(struct q2_report *report, const struct qcow2_finding *finding)
 {
 	struct q2_vec *vec = &report->findings;
-	struct qcow2_finding *last =
-		vec->count ? (struct qcow2_finding *)vec->items + vec->count - 1 : NULL;
+	struct qcow2_finding *last = vec->count ? (struct qcow2_finding *)vec->items + vec->count - 1 : NULL;
 	if (last && continues(last, finding)) {
 		last->count += finding->count;
 		last->host_length += finding->host_length;

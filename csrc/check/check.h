@@ -66,16 +66,16 @@ struct qcow2_check {
 	struct q2_census census;
 	struct q2_report report;
 
-	struct q2_vec snapshots;  /* struct q2_table_place: L1 tables that can be followed */
-	struct q2_vec l2;         /* struct q2_l2_table; sorted and unique once the L1 tables are read */
-	size_t l2_compact;        /* as many of them were sorted and unique the last time */
-	uint64_t *reftable;       /* host order; offsets of blocks that can be followed, else 0 */
+	struct q2_vec snapshots; /* struct q2_table_place: L1 tables that can be followed */
+	struct q2_vec l2;        /* struct q2_l2_table; sorted and unique once the L1 tables are read */
+	size_t l2_compact;       /* as many of them were sorted and unique the last time */
+	uint64_t *reftable;      /* host order; offsets of blocks that can be followed, else 0 */
 	uint32_t reftable_entries;
-	uint64_t entries;         /* so many of them, some perhaps past the table's end, are compared */
-	uint64_t aliased;         /* bytes of refcount blocks that may still be read a second time */
-	uint64_t highest;         /* number of the last cluster in use + 1 */
-	bool wrong;               /* some cluster is marked Q2_WORD_WRONG or has no place: look at COPIED */
-	struct q2_vec far_wrong;  /* struct q2_run_of_words, sorted: far ones that are, word = stored count */
+	uint64_t entries;        /* so many of them, some perhaps past the table's end, are compared */
+	uint64_t aliased;        /* bytes of refcount blocks that may still be read a second time */
+	uint64_t highest;        /* number of the last cluster in use + 1 */
+	bool wrong;              /* some cluster is marked Q2_WORD_WRONG or has no place: look at COPIED */
+	struct q2_vec far_wrong; /* struct q2_run_of_words, sorted: far ones that are, word = stored count */
 
 	unsigned threads;
 	struct q2_hand *hands;

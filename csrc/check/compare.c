@@ -188,7 +188,8 @@ struct bench {
 };
 
 /* `count` clusters from `cluster` on are stored with `stored` references and have those of `word`. */
-static void report_counts(struct bench *bench, uint64_t cluster, uint64_t count, uint64_t stored, uint32_t word)
+static void report_counts(struct bench *bench, uint64_t cluster, uint64_t count, uint64_t stored,
+			  uint32_t word)
 {
 	unsigned bits = bench->check->geo->cluster_bits, order = bench->check->geo->refcount_order;
 	uint64_t counted = word & Q2_WORD_COUNT;
@@ -229,14 +230,15 @@ static void judge_dense(struct bench *bench, uint64_t cluster, uint64_t stored)
 }
 
 /* Clusters [from, to) of the array beside their counts, which begin at number `index` of `counts`. */
-static void compare_dense(struct bench *bench, uint64_t from, uint64_t to, const uint8_t *counts, uint64_t index)
+static void compare_dense(struct bench *bench, uint64_t from, uint64_t to, const uint8_t *counts,
+			  uint64_t index)
 {
 	const uint32_t *words = bench->check->census.dense;
 	unsigned order = bench->check->geo->refcount_order;
 	uint64_t highest = bench->highest;
 	for (uint64_t c = from; c < to; c++, index++) {
 		uint32_t word = words[c];
-		uint64_t stored = !counts	? 0
+		uint64_t stored = !counts      ? 0
 				  : order == 4 ? (uint64_t)counts[2 * index] << 8 | counts[2 * index + 1]
 					       : q2_refcount_get(counts, index, order);
 		if (word | stored)
@@ -281,7 +283,8 @@ static uint64_t next_count(const uint8_t *counts, uint64_t index, uint64_t end, 
 }
 
 /* The same for clusters behind the array. */
-static void compare_far(struct bench *bench, uint64_t from, uint64_t to, const uint8_t *counts, uint64_t index)
+static void compare_far(struct bench *bench, uint64_t from, uint64_t to, const uint8_t *counts,
+			uint64_t index)
 {
 	const struct q2_census *census = &bench->check->census;
 	const struct q2_run_of_words *runs = census->runs.items;
@@ -376,8 +379,8 @@ static size_t entries_a_unit(const struct qcow2_check *check)
 	return q2_max(Q2_PIECE >> check->geo->cluster_bits, 1);
 }
 
-static int compare_unit(struct qcow2_check *check, struct q2_hand *hand, size_t unit, struct q2_report *report,
-			struct qcow2_error *err)
+static int compare_unit(struct qcow2_check *check, struct q2_hand *hand, size_t unit,
+			struct q2_report *report, struct qcow2_error *err)
 {
 	struct bench bench = {.check = check, .report = report};
 	struct q2_scan scan = {0};

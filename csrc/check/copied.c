@@ -79,8 +79,9 @@ static int walk_l1(struct qcow2_check *check, struct qcow2_error *err)
 	return rc;
 }
 
-static void judge_entries(struct qcow2_check *check, struct q2_report *report, const struct q2_l2_table *table,
-			  const uint8_t *bytes, uint64_t length, uint64_t index)
+static void judge_entries(struct qcow2_check *check, struct q2_report *report,
+			  const struct q2_l2_table *table, const uint8_t *bytes, uint64_t length,
+			  uint64_t index)
 {
 	const struct q2_geometry *g = check->geo;
 	for (uint64_t i = 0; i + g->l2_entry_size <= length; i += g->l2_entry_size, index++) {

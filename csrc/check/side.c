@@ -109,7 +109,8 @@ static int judge_snapshot(struct qcow2_check *check, uint32_t index, uint64_t at
 	uint64_t disk = r->extra_length >= 16 ? q2_load64(bytes + Q2_SNAPSHOT_FIXED + 8) : 0;
 	finding.host_offset = r->l1_table_offset;
 	finding.host_length = (uint64_t)r->l1_size * 8;
-	if (r->l1_size > Q2_MAX_L1_BYTES / 8 || disk > INT64_MAX || q2_header_l1_entries(g, disk) > r->l1_size) {
+	if (r->l1_size > Q2_MAX_L1_BYTES / 8 || disk > INT64_MAX ||
+	    q2_header_l1_entries(g, disk) > r->l1_size) {
 		finding.problem = QCOW2_PROBLEM_SNAPSHOT_L1_SIZE;
 		add(check, finding);
 		if (r->l1_size > Q2_MAX_L1_BYTES / 8) {
@@ -144,7 +145,8 @@ int q2_side_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error 
 		add(check, q2_report_blank(QCOW2_PROBLEM_SNAPSHOT_DATA_FILE));
 	bool fits = q2_sweep_fits(check, at, Q2_SNAPSHOT_FIXED);
 	/* The last entry of a file may have been written without its padding. */
-	struct window window = {.stop = q2_min(q2_round_up(check->file_length, 8), at + Q2_MAX_SNAPSHOT_TABLE),
+	struct window window = {.stop = q2_min(q2_round_up(check->file_length, 8),
+					       at + Q2_MAX_SNAPSHOT_TABLE),
 				.bytes = check->hands[0].buffer};
 	for (; fits && index < h->nb_snapshots; index++) {
 		struct q2_snapshot_record r;
@@ -249,8 +251,7 @@ static int judge_bitmap_entries(struct qcow2_check *check, const struct q2_stret
 		uint64_t entry = q2_load64(bytes + i), host = entry & Q2_OFFSET_MASK;
 		if (!host && !(entry & BITMAP_RESERVED))
 			continue;
-		if ((entry & BITMAP_RESERVED) || (host && (entry & 1)) ||
-		    !q2_sweep_fits(check, host, 1)) {
+		if ((entry & BITMAP_RESERVED) || (host && (entry & 1)) || !q2_sweep_fits(check, host, 1)) {
 			struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_TABLE_ENTRY);
 			finding.index = stretch->owner;
 			finding.entry = entry;

@@ -209,8 +209,7 @@ static unsigned start_helpers(struct crew *crew, struct member *members, unsigne
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	while (started < wanted) {
-		members[started] =
-			(struct member){.crew = crew, .hand = &crew->check->hands[started + 1]};
+		members[started] = (struct member){.crew = crew, .hand = &crew->check->hands[started + 1]};
 		if (pthread_create(&members[started].thread, NULL, run_member, &members[started]))
 			break;
 		started++;

@@ -492,8 +492,9 @@ static int judge_cluster_0(struct qcow2_check *check, struct qcow2_error *err)
 	int rc = begins_with_data(check, &data, err);
 	if (rc || !data)
 		return rc;
-	struct qcow2_finding finding = q2_report_blank(
-		is_raw || !image->backing_name.data ? QCOW2_PROBLEM_DATA_FILE_LOST : QCOW2_PROBLEM_DATA_FILE_STALE);
+	struct qcow2_finding finding = q2_report_blank(is_raw || !image->backing_name.data
+							       ? QCOW2_PROBLEM_DATA_FILE_LOST
+							       : QCOW2_PROBLEM_DATA_FILE_STALE);
 	finding.guest_offset = 0;
 	finding.guest_length = q2_min(check->geo->cluster_size, check->header->size);
 	finding.host_offset = 0;

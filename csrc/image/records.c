@@ -165,8 +165,8 @@ static int check_bitmap(const struct qcow2_image *image, const struct q2_bitmaps
 	q2_record_bitmap(image->bitmap_directory + start, UINT32_MAX, &r);
 	if (r.granularity_bits < 9 || r.granularity_bits > 31)
 		return q2_error_set(err, QCOW2_E_CORRUPT, ext->directory_offset + start,
-				    "Bitmap %" PRIu32 ": granularity of 2^%u bytes is outside 2^9-2^31", index,
-				    r.granularity_bits);
+				    "Bitmap %" PRIu32 ": granularity of 2^%u bytes is outside 2^9-2^31",
+				    index, r.granularity_bits);
 	return 0;
 }
 
@@ -329,8 +329,8 @@ int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_
 		return rc;
 	if (!limit || !q2_fits(offset, limit, image->size))
 		rc = q2_error_set(err, QCOW2_E_RANGE, offset,
-				  "Range at %" PRIu64 " of %" PRIu64 " bytes lies outside the disk of %" PRIu64
-				  " bytes",
+				  "Range at %" PRIu64 " of %" PRIu64
+				  " bytes lies outside the disk of %" PRIu64 " bytes",
 				  offset, limit, image->size);
 	else
 		rc = load_bitmap_table(image, index, &bitmap, err);

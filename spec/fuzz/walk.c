@@ -42,8 +42,8 @@ static struct qcow2_store *store_of(const uint8_t *data, size_t size, uint64_t s
 		length = pieces * spread;
 	REQUIRE(qcow2_store_memory(NULL, length, &store, NULL) == 0);
 	for (size_t i = 0; i < pieces; i++)
-		REQUIRE(qcow2_store_write(store, i * spread, data + i * PIECE, q2_min(PIECE, size - i * PIECE),
-					  NULL) == 0);
+		REQUIRE(qcow2_store_write(store, i * spread, data + i * PIECE,
+					  q2_min(PIECE, size - i * PIECE), NULL) == 0);
 	return store;
 }
 
@@ -70,7 +70,8 @@ static void walk_read(struct qcow2_image *image, uint64_t offset, uint64_t lengt
 	for (uint64_t done = 0; done < length;) {
 		struct qcow2_extent e;
 
-		REQUIRE(qcow2_image_extent(image, offset + done, length - done, QCOW2_EXTENT_HOLES, &e, &err) == 0);
+		REQUIRE(qcow2_image_extent(image, offset + done, length - done, QCOW2_EXTENT_HOLES, &e,
+					   &err) == 0);
 		REQUIRE(e.offset == offset + done && e.length > 0 && e.length <= length - done);
 		if (e.kind == QCOW2_EXTENT_ZERO || e.kind == QCOW2_EXTENT_UNALLOCATED)
 			for (uint64_t i = 0; i < e.length; i++)
@@ -161,8 +162,8 @@ static uint64_t sum_bytes(struct qcow2_bytes bytes)
 static uint64_t walk_names(struct qcow2_image *image)
 {
 	struct qcow2_extension ext;
-	uint64_t sum = sum_bytes(qcow2_image_backing_name(image)) + sum_bytes(qcow2_image_backing_format(image)) +
-		       sum_bytes(qcow2_image_data_name(image));
+	uint64_t sum = sum_bytes(qcow2_image_backing_name(image)) +
+		       sum_bytes(qcow2_image_backing_format(image)) + sum_bytes(qcow2_image_data_name(image));
 
 	for (uint32_t i = 0; i < 64 && qcow2_image_extension(image, i, &ext, NULL) == 0; i++)
 		sum += sum_bytes(ext.data) + strlen(ext.word);
@@ -197,7 +198,8 @@ static void walk_bitmaps(struct qcow2_image *image)
 		uint64_t offset = 0, length;
 		bool dirty, last = false;
 		for (unsigned n = 0; offset < size && n < MOST_EXTENTS; n++) {
-			int bad = qcow2_image_bitmap_extent(image, i, offset, size - offset, &dirty, &length, &err);
+			int bad = qcow2_image_bitmap_extent(image, i, offset, size - offset, &dirty, &length,
+							    &err);
 
 			if (bad) {
 				check_error(bad, &err);
@@ -248,7 +250,8 @@ static void walk_snapshots(struct qcow2_image *image, uint64_t where)
 }
 
 /* Attaches what there is to attach; failures are answers. */
-static void attach(struct qcow2_image *image, const uint8_t *data, size_t size, uint64_t spread, unsigned depth)
+static void attach(struct qcow2_image *image, const uint8_t *data, size_t size, uint64_t spread,
+		   unsigned depth)
 {
 	struct qcow2_error err;
 	const struct qcow2_header *header = qcow2_image_header(image);
