@@ -4,6 +4,7 @@
 #include <lauxlib.h>
 #include <lua.h>
 #include <lualib.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -13,6 +14,22 @@ int dlclose(void *handle)
 {
 	(void)handle;
 	return 0;
+}
+
+/* Ctrl-C raises "interrupted!" in the script, as it does in the interpreter that everybody has. */
+static lua_State *running;
+
+static void raise_interrupted(lua_State *L, lua_Debug *where)
+{
+	(void)where;
+	lua_sethook(L, NULL, 0, 0);
+	luaL_error(L, "interrupted!");
+}
+
+static void on_interrupt(int number)
+{
+	signal(number, SIG_DFL); /* a second one ends the program */
+	lua_sethook(running, raise_interrupted, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
 }
 
 static int with_traceback(lua_State *L)
@@ -57,6 +74,8 @@ int main(int argc, char **argv)
 	lua_State *L = luaL_newstate();
 	if (!L)
 		return 1;
+	running = L;
+	signal(SIGINT, on_interrupt);
 	lua_pushcfunction(L, run);
 	lua_pushinteger(L, argc);
 	lua_pushlightuserdata(L, argv);
