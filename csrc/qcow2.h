@@ -171,6 +171,10 @@ int qcow2_image_probe(struct qcow2_store *store, bool *is_qcow2, struct qcow2_er
  */
 int qcow2_image_open(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err);
 
+/* The same for a check or a repair: header fields may say that tables lie outside the file or nowhere. What needs
+ * such a table fails then. */
+int qcow2_image_open_damaged(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err);
+
 /* The store itself as a disk: its length rounded up to 512-byte sectors. */
 int qcow2_image_open_raw(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err);
 

@@ -15,6 +15,7 @@
 #define Q2_STORE_CLASS "qcow2.store"
 #define Q2_IMAGE_CLASS "qcow2.image"
 #define Q2_JOB_CLASS "qcow2.job"
+#define Q2_CHECK_CLASS "qcow2.check"
 
 struct q2_handle {
 	void *object; /* NULL: closed */
@@ -54,5 +55,6 @@ void q2_bind_open_tables(lua_State *L);
 void q2_bind_open_edit(lua_State *L);
 void q2_bind_open_create(lua_State *L);
 void q2_bind_open_job(lua_State *L);
+void q2_bind_open_check(lua_State *L);
 
 #endif

@@ -204,25 +204,13 @@ int q2_header_check(const struct qcow2_header *h, uint64_t file_length, struct q
 					    "The file ends inside the backing file name");
 	}
 
-	uint64_t reftable_bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
-	if (reftable_bytes > Q2_MAX_REFTABLE_BYTES)
+	if (h->refcount_table_clusters > Q2_MAX_REFTABLE_BYTES >> h->cluster_bits)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 56,
-				    "Reference count table too large: %" PRIu64 " bytes", reftable_bytes);
-	if (reftable_bytes == 0)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 56,
-				    "Image does not contain a reference count table");
-	rc = check_table(h, "Reference count table", h->refcount_table_offset, reftable_bytes, file_length,
-			 err);
-	if (rc)
-		return rc;
-
+				    "Reference count table too large: %" PRIu32 " clusters",
+				    h->refcount_table_clusters);
 	if (h->l1_size > Q2_MAX_L1_BYTES / 8)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 36,
 				    "Active L1 table too large: %" PRIu32 " entries", h->l1_size);
-	rc = check_table(h, "Active L1 table", h->l1_table_offset, (uint64_t)h->l1_size * 8, file_length,
-			 err);
-	if (rc)
-		return rc;
 	if (h->size > INT64_MAX)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 24, "Disk size %" PRIu64 " is too large", h->size);
 	struct q2_geometry g;
@@ -231,11 +219,24 @@ int q2_header_check(const struct qcow2_header *h, uint64_t file_length, struct q
 		return q2_error_set(err, QCOW2_E_CORRUPT, 36,
 				    "L1 table is too small: %" PRIu32 " entries, the disk needs %" PRIu64,
 				    h->l1_size, g.l1_needed);
-
 	if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 60, "Snapshot table too large: %" PRIu32 " entries",
 				    h->nb_snapshots);
-	if (h->nb_snapshots) /* 40 bytes is the smallest entry */
+	return 0;
+}
+
+int q2_header_check_places(const struct qcow2_header *h, uint64_t file_length, struct qcow2_error *err)
+{
+	uint64_t reftable_bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
+	if (reftable_bytes == 0)
+		return q2_error_set(err, QCOW2_E_CORRUPT, 56,
+				    "Image does not contain a reference count table");
+	int rc = check_table(h, "Reference count table", h->refcount_table_offset, reftable_bytes, file_length,
+			     err);
+	if (!rc)
+		rc = check_table(h, "Active L1 table", h->l1_table_offset, (uint64_t)h->l1_size * 8,
+				 file_length, err);
+	if (!rc && h->nb_snapshots) /* 40 bytes is the smallest entry */
 		rc = check_table(h, "Snapshot table", h->snapshots_offset, (uint64_t)h->nb_snapshots * 40,
 				 file_length, err);
 	return rc ? rc : check_overlaps(h, reftable_bytes, err);

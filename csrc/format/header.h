@@ -2,7 +2,7 @@
  * The header: its bytes, its limits and the geometry that follows from it. Pure: no I/O.
  *
  * `struct qcow2_header` (qcow2.h) is the decoded form. Everything below refuses a field before any other
- * code uses it, so a header that passed q2_header_check needs no further bounds. */
+ * code uses it, so a header that passed q2_header_check and q2_header_check_places needs no further bounds. */
 #ifndef Q2_FORMAT_HEADER_H
 #define Q2_FORMAT_HEADER_H
 
@@ -68,6 +68,10 @@ size_t q2_header_put(const struct qcow2_header *header, uint8_t *bytes);
  * bits are the caller's to refuse: it has the names. needs: file_length in bytes.
  */
 int q2_header_check(const struct qcow2_header *header, uint64_t file_length, struct qcow2_error *err);
+
+/* Refuses tables that lie on the header, between clusters or outside the file; an image with such tables can
+ * still be checked. needs: a header that passed q2_header_check. */
+int q2_header_check_places(const struct qcow2_header *header, uint64_t file_length, struct qcow2_error *err);
 
 /* needs: cluster_bits, refcount_order and features within limits; size any. */
 void q2_header_geometry(const struct qcow2_header *header, struct q2_geometry *geometry);

@@ -86,7 +86,7 @@ static int read_names(struct qcow2_image *image, struct qcow2_error *err)
 	return 0;
 }
 
-static int open_header(struct qcow2_image *image, struct qcow2_error *err)
+static int open_header(struct qcow2_image *image, bool damaged, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	uint8_t start[Q2_HEADER_FULL];
@@ -97,6 +97,8 @@ static int open_header(struct qcow2_image *image, struct qcow2_error *err)
 		rc = q2_header_parse(start, q2_min(sizeof start, meta->file_length), &meta->header, err);
 	if (!rc)
 		rc = q2_header_check(&meta->header, meta->file_length, err);
+	if (!rc && !damaged)
+		rc = q2_header_check_places(&meta->header, meta->file_length, err);
 	if (rc)
 		return rc;
 	q2_header_geometry(&meta->header, &meta->geo);
@@ -137,12 +139,13 @@ static struct qcow2_image *image_new(struct qcow2_store *store)
 	return image;
 }
 
-int qcow2_image_open(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
+static int image_open(struct qcow2_store *store, bool damaged, struct qcow2_image **out,
+		      struct qcow2_error *err)
 {
 	struct qcow2_image *image = image_new(store);
 	if (!image)
 		return q2_error_nomem(err);
-	int rc = open_header(image, err);
+	int rc = open_header(image, damaged, err);
 	if (rc)
 		goto undo;
 	*out = image;
@@ -150,6 +153,16 @@ int qcow2_image_open(struct qcow2_store *store, struct qcow2_image **out, struct
 undo:
 	qcow2_image_unref(image);
 	return rc;
+}
+
+int qcow2_image_open(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
+{
+	return image_open(store, false, out, err);
+}
+
+int qcow2_image_open_damaged(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
+{
+	return image_open(store, true, out, err);
 }
 
 int qcow2_image_open_raw(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: MIT
+ * Class qcow2.check: a check in steps, its result, its findings in batches. */
+#include "bind/bind.h"
+
+#include <limits.h>
+
+static struct qcow2_check *self(lua_State *L)
+{
+	return q2_bind_self(L, 1, Q2_CHECK_CLASS);
+}
+
+static const char *severity_word(enum qcow2_severity severity)
+{
+	static const char *const words[] = {
+		[QCOW2_SEVERITY_NOTE] = "note",
+		[QCOW2_SEVERITY_LEAK] = "leak",
+		[QCOW2_SEVERITY_CORRUPTION] = "corruption",
+		[QCOW2_SEVERITY_UNREADABLE] = "unreadable",
+	};
+	return words[severity];
+}
+
+/* core.check(image, { most, threads }) */
+static int l_check(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
+	luaL_checktype(L, 2, LUA_TTABLE);
+	lua_getfield(L, 2, "most");
+	lua_getfield(L, 2, "threads");
+	lua_Integer most = luaL_optinteger(L, -2, 0), threads = luaL_optinteger(L, -1, 0);
+	luaL_argcheck(L, most >= 0, 2, "most is out of range");
+	luaL_argcheck(L, threads >= 0 && threads <= INT_MAX, 2, "threads is out of range");
+	struct qcow2_check_options options = {.most = (uint64_t)most, .threads = (unsigned)threads};
+	struct q2_handle *handle = q2_bind_new(L, Q2_CHECK_CLASS);
+	int rc = qcow2_check_new(image, &options, (struct qcow2_check **)&handle->object, &err);
+	return rc ? q2_bind_fail(L, &err) : 1;
+}
+
+/* done, total, whether there is more */
+static int l_step(lua_State *L)
+{
+	struct qcow2_error err;
+	uint64_t done, total;
+	int rc = qcow2_check_step(self(L), &done, &total, &err);
+	if (rc < 0)
+		return q2_bind_fail(L, &err);
+	lua_pushinteger(L, (lua_Integer)done);
+	lua_pushinteger(L, (lua_Integer)total);
+	lua_pushboolean(L, rc);
+	return 3;
+}
+
+static int l_result(lua_State *L)
+{
+	const struct qcow2_check_result *result = qcow2_check_result(self(L));
+	lua_createtable(L, 0, 12);
+	q2_bind_set_integer(L, "corruptions", result->corruptions);
+	q2_bind_set_integer(L, "leaks", result->leaks);
+	q2_bind_set_integer(L, "check_errors", result->unreadable);
+	q2_bind_set_integer(L, "omitted", result->omitted);
+	q2_bind_set_boolean(L, "incomplete", result->incomplete);
+	q2_bind_set_integer(L, "image_end_offset", result->image_end_offset);
+	q2_bind_set_integer(L, "total_clusters", result->total_clusters);
+	q2_bind_set_integer(L, "allocated_clusters", result->allocated_clusters);
+	q2_bind_set_integer(L, "fragmented_clusters", result->fragmented_clusters);
+	q2_bind_set_integer(L, "compressed_clusters", result->compressed_clusters);
+	lua_newtable(L);
+	for (int i = 0; i < QCOW2_PROBLEM_COUNT; i++)
+		if (result->found[i])
+			q2_bind_set_integer(L, qcow2_problem_facts((enum qcow2_problem)i)->word,
+					    result->found[i]);
+	lua_setfield(L, -2, "found");
+	return 1;
+}
+
+static void set_number(lua_State *L, const char *name, uint64_t value)
+{
+	if (value != QCOW2_NONE)
+		q2_bind_set_integer(L, name, value);
+}
+
+static void set_word(lua_State *L, const char *name, const char *word)
+{
+	if (!word)
+		return;
+	lua_pushstring(L, word);
+	lua_setfield(L, -2, name);
+}
+
+static void push_finding(lua_State *L, const struct qcow2_finding *finding)
+{
+	const struct qcow2_problem_facts *facts = qcow2_problem_facts(finding->problem);
+	lua_createtable(L, 0, 10);
+	set_word(L, "kind", facts->word);
+	set_word(L, "severity", severity_word(facts->severity));
+	q2_bind_set_boolean(L, "repairable", facts->repairable);
+	q2_bind_set_integer(L, "count", finding->count);
+	set_number(L, "host_offset", finding->host_offset);
+	set_number(L, "host_length", finding->host_length);
+	set_number(L, "guest_offset", finding->guest_offset);
+	set_number(L, "guest_length", finding->guest_length);
+	set_number(L, "refcount", finding->refcount);
+	set_number(L, "references", finding->references);
+	set_number(L, "entry_offset", finding->entry_offset);
+	set_number(L, "index", finding->index);
+	set_number(L, "snapshot", finding->snapshot);
+	/* Raw words may be any number; they come with the place where they lie, or not at all. */
+	if (finding->entry_offset != QCOW2_NONE && finding->entry != QCOW2_NONE)
+		q2_bind_set_integer(L, "entry", finding->entry);
+	set_number(L, "bitmap", finding->bitmap);
+	set_word(L, "first", finding->first);
+	set_word(L, "second", finding->second);
+}
+
+/* check:findings(first, count) -> array of up to `count` records from number `first` (counted from 0) on */
+static int l_findings(lua_State *L)
+{
+	const struct qcow2_check *check = self(L);
+	uint64_t first = q2_bind_unsigned(L, 2, "first"), count = q2_bind_unsigned(L, 3, "count");
+	lua_newtable(L);
+	for (uint64_t i = 0; i < count; i++) {
+		const struct qcow2_finding *finding = qcow2_check_finding(check, first + i);
+		if (!finding)
+			break;
+		push_finding(L, finding);
+		lua_rawseti(L, -2, (lua_Integer)i + 1);
+	}
+	return 1;
+}
+
+static int l_close(lua_State *L)
+{
+	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_CHECK_CLASS);
+	qcow2_check_free(handle->object);
+	handle->object = NULL;
+	return 0;
+}
+
+/* core.problems: array of { kind=, severity=, repairable=, meaning=, loss= } */
+static void push_problems(lua_State *L)
+{
+	const struct qcow2_problem_facts *facts;
+	lua_newtable(L);
+	for (int i = 0; (facts = qcow2_problem_facts((enum qcow2_problem)i)); i++) {
+		lua_createtable(L, 0, 5);
+		set_word(L, "kind", facts->word);
+		set_word(L, "severity", severity_word(facts->severity));
+		q2_bind_set_boolean(L, "repairable", facts->repairable);
+		set_word(L, "meaning", facts->meaning);
+		set_word(L, "loss", facts->loss);
+		lua_rawseti(L, -2, i + 1);
+	}
+}
+
+void q2_bind_open_check(lua_State *L)
+{
+	static const luaL_Reg methods[] = {{"step", l_step},
+					   {"result", l_result},
+					   {"findings", l_findings},
+					   {"close", l_close},
+					   {NULL, NULL}};
+	static const luaL_Reg meta[] = {{"__gc", l_close}, {"__close", l_close}, {NULL, NULL}};
+	static const luaL_Reg functions[] = {{"check", l_check}, {NULL, NULL}};
+	q2_bind_class(L, Q2_CHECK_CLASS, methods, meta);
+	luaL_setfuncs(L, functions, 0);
+	push_problems(L);
+	lua_setfield(L, -2, "problems");
+}
