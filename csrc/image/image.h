@@ -65,6 +65,9 @@ int q2_read_compressed(const struct qcow2_extent *extent, const uint8_t **bytes,
 /* "image 'NAME'" is put in front of every message that crosses the public header. gives: code. */
 int q2_image_blame(const struct qcow2_image *image, int code, struct qcow2_error *err);
 
+/* Reads the header cluster's names and extensions anew (open.c). */
+int q2_image_reload_head(struct qcow2_image *image, struct qcow2_error *err);
+
 /* ---- writing ------------------------------------------------------------------------------ */
 
 /*

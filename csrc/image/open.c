@@ -86,6 +86,15 @@ static int read_names(struct qcow2_image *image, struct qcow2_error *err)
 	return 0;
 }
 
+int q2_image_reload_head(struct qcow2_image *image, struct qcow2_error *err)
+{
+	image->head_length = (uint32_t)q2_min(image->meta.geo.cluster_size, image->meta.file_length);
+	q2_vec_free(&image->extensions);
+	image->backing_name = image->backing_format = image->data_name = (struct qcow2_bytes){0};
+	int rc = qcow2_store_read(image->store, 0, image->head, image->head_length, err);
+	return rc ? rc : read_names(image, err);
+}
+
 static int open_header(struct qcow2_image *image, bool damaged, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
@@ -103,13 +112,10 @@ static int open_header(struct qcow2_image *image, bool damaged, struct qcow2_err
 		return rc;
 	q2_header_geometry(&meta->header, &meta->geo);
 
-	image->head_length = (uint32_t)q2_min(meta->geo.cluster_size, meta->file_length);
 	image->head = q2_new(meta->geo.cluster_size, 1);
 	if (!image->head)
 		return q2_error_nomem(err);
-	rc = qcow2_store_read(image->store, 0, image->head, image->head_length, err);
-	if (!rc)
-		rc = read_names(image, err);
+	rc = q2_image_reload_head(image, err);
 	if (!rc)
 		rc = refuse_unknown(image, err);
 	if (rc)
@@ -195,7 +201,8 @@ int qcow2_image_open_snapshot(struct qcow2_image *image, uint32_t index, struct 
 				  "Snapshot L1 table too large: %" PRIu32 " entries", snap.l1_entries);
 	else if (snap.size > INT64_MAX || q2_header_l1_entries(&image->meta.geo, snap.size) > snap.l1_entries)
 		rc = q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
-				  "Snapshot L1 table is too small for a disk of %" PRIu64 " bytes", snap.size);
+				  "Snapshot L1 table is too small for a disk of %" PRIu64 " bytes",
+				  snap.size);
 	if (rc)
 		return q2_image_blame(image, rc, err);
 	struct qcow2_image *view;
