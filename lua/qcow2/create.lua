@@ -243,7 +243,7 @@ function create.check(plan)
   if there == nil then
     return nil, message, kind, errno
   elseif there and not plan.overwrite_image then
-    return nil, ("'%s' exists; overwrite = true would discard what it holds"):format(show(plan.path)), "exists"
+    return nil, ("'%s' exists; the option overwrite would discard what it holds"):format(show(plan.path)), "exists"
   end
   if plan.data_path then
     return check_data_file(plan, there)

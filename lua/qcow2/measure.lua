@@ -56,12 +56,30 @@ local function full_size(disk, cluster_size, bits, entry_size, inside)
   return bytes + refcount_bytes(bytes // cluster_size, cluster_size, bits)
 end
 
+-- Layers of the chain by depth: may the host's holes be taken for zeros there? In a qcow2 file only where its
+-- metadata was preallocated, as QEMU does; elsewhere the tables count. The second result: is it worth asking?
+local function layers_of(source)
+  local layers, ask = {}, false
+  for index, link in ipairs(source:chain()) do
+    local layer = link.image
+    if layer then
+      local tables = layer.format == "qcow2" and not layer.external_data
+      local preallocated = tables and layer.preallocated
+      layers[index - 1] = not tables or preallocated
+      ask = ask or preallocated
+    end
+  end
+  return layers, ask
+end
+
 -- Bytes of the clusters that hold data in `source`, in clusters of the new size.
 local function data_bytes(source, cluster_size)
   local total, position = 0, 0
-  for extent in source:extents() do
-    local stop = extent.offset + extent.length
-    if stop > position and (extent.kind == "data" or extent.kind == "compressed") then
+  local layers, ask = layers_of(source)
+  for extent in source:extents({ holes = ask }) do
+    local kind, stop = extent.kind, extent.offset + extent.length
+    local has_data = kind == "data" or kind == "compressed" or (extent.hole and not layers[extent.depth])
+    if stop > position and has_data then
       local start = math.max(extent.offset, position)
       position = round_up(stop, cluster_size)
       total = total + position - start // cluster_size * cluster_size

@@ -189,8 +189,9 @@ function creation.check(made)
   for _, option in ipairs(creation.formats[made.format]) do
     local value = made.values[option.name]
     if value and option.words and not option.words[value] then
-      if made.format == "raw" and MODES[value] then
-        return nil, "Unsupported preallocation mode: " .. value
+      if made.format == "raw" then
+        return nil, (MODES[value] and "Unsupported preallocation mode: " or "invalid parameter value: ")
+          .. text.escape(value)
       end
       return nil, ("Parameter '%s' does not accept value '%s'"):format(option.said or option.name, text.escape(value))
     elseif value and option.name:find("^encrypt") then

@@ -104,11 +104,13 @@ local function open_source(context, values)
     return image
   end
   local word = values.snapshot
-  local snapshots, why = {}, nil
+  local snapshots, why, disk
   if image.format == "qcow2" then
     snapshots, why = images.table_of(image, "snapshots")
+  else
+    why = "Failed to load snapshot: Block format 'raw' used by device '' does not support temporarily loading "
+      .. "internal snapshots"
   end
-  local disk
   if snapshots then
     local id, name = word:match("snapshot%.id=([^,]*)"), word:match("snapshot%.name=([^,]*)")
     for _, field in ipairs({ "id", "name" }) do
