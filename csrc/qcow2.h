@@ -130,11 +130,15 @@ bool qcow2_store_is_device(struct qcow2_store *store);
  * kept) is non-zero; with `torn` != SIZE_MAX the write number `torn` stops after `torn_bytes`.
  */
 int qcow2_store_power(struct qcow2_store *inner, struct qcow2_store **out, struct qcow2_error *err);
+/* Numbers the operations of both stores in one sequence. needs: both are power stores, `power` with no record
+ * yet. fails: `conflict`. */
+int qcow2_store_power_join(struct qcow2_store *power, struct qcow2_store *other, struct qcow2_error *err);
 size_t qcow2_store_power_count(struct qcow2_store *power);
 /* One operation of the record. */
 struct qcow2_power_op {
 	char kind; /* 'w' write, 'p' punch, 'r' resize, 'f' flush */
 	uint64_t offset, length;
+	uint64_t sequence; /* grows with every operation, in joined stores over all of them */
 };
 int qcow2_store_power_op(struct qcow2_store *power, size_t index, struct qcow2_power_op *op,
 			 struct qcow2_error *err);

@@ -381,11 +381,11 @@ static void turn_to(struct eye *eye, const struct q2_l2_table *table)
 static int take_runs(struct eye *eye, struct qcow2_error *err)
 {
 	struct qcow2_check *check = eye->check;
-	const struct q2_run_of_words *run = eye->runs->items;
 	int rc = 0;
 	push_run(eye);
 	if (eye->nomem)
 		return q2_error_nomem(err);
+	const struct q2_run_of_words *run = eye->runs->items;
 	pthread_mutex_lock(&check->lock);
 	for (size_t i = 0; !rc && i < eye->runs->count; i++)
 		rc = q2_census_add(&check->census, run[i].start, run[i].count, run[i].word, err);

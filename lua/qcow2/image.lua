@@ -34,6 +34,7 @@ local open_options = {
   backing_format = { "qcow2", "raw" },
   snapshot = "string",
   force_share = "boolean",
+  damaged = "boolean",
 }
 
 local function check_open_options(given)
@@ -62,7 +63,7 @@ local function check_open_options(given)
 end
 
 -- Opens one file as an image, attaching nothing. `probed` answers whether the format was a guess.
-local function open_one(path, mode, format, store_flags)
+local function open_one(path, mode, format, store_flags, damaged)
   local store, message, kind, errno = core.store_file(path, store_flags)
   if not store then
     return nil, message, kind, errno
@@ -79,7 +80,7 @@ local function open_one(path, mode, format, store_flags)
   end
   local self
   local device, inode = store:identity()
-  self, message, kind, errno = core.image_open(store, format)
+  self, message, kind, errno = core.image_open(store, format, damaged)
   store:close()
   if not self then
     return nil, ("Could not open '%s': %s"):format(references.escape(path), message), kind, errno
@@ -97,7 +98,7 @@ function image.open(path, given)
   local o = check_open_options(given)
   local mode = o.mode or "r"
   local self, state, kind, errno = open_one(path, mode, o.format,
-    { write = mode == "rw", force_share = o.force_share })
+    { write = mode == "rw", force_share = o.force_share }, o.damaged)
   if not self then
     return nil, state, kind, errno
   end
@@ -179,6 +180,8 @@ local function attach_data(self, state)
   end
   return ok, message, kind, errno
 end
+
+image.attach_data = attach_data
 
 -- Opens the backing image that `self` names (or was given). gives it and its state.
 local function open_backing(self, state)

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- The library as users require it: opening images and the operations on whole disks.
 local adopt = require("qcow2.adopt")
+local check = require("qcow2.check")
 local core = require("qcow2.core")
 local create = require("qcow2.create")
 local image = require("qcow2.image")
@@ -17,6 +18,7 @@ local qcow2 = {
   create = create.create,
   adopt = adopt.adopt,
   measure = measure.measure,
+  problems = check.problems,
   size = size.parse,
   convert = require("qcow2.convert"),
   compare = require("qcow2.compare"),

@@ -30,10 +30,12 @@
 ---@field backing_format? "qcow2"|"raw"
 ---@field snapshot? string               open the disk as this internal snapshot (id or name) has it, read-only
 ---@field force_share? boolean           take no locks, refuse nobody (read-only)
+---@field damaged? boolean               open it even when its tables lie outside the file or nowhere: for `img:check()`
 
 ---@class qcow2
 ---@field _VERSION string
 ---@field features table<string, string|false>  optional parts of this build: deflate, zstd, crypto -> library and version, or false
+---@field problems table<string|integer, qcow2.problem>  what a check can find: by kind, and in order
 local qcow2 = {}
 
 ---Opens an image. Referenced files (data file, backing chain) are found when they are first needed, by
@@ -279,9 +281,56 @@ function image:snapshot(id_or_name) end
 ---@return qcow2.bitmap? bitmap, string? message, qcow2.kind? kind
 function image:bitmap(name) end
 
+---Checks the image: counts the references to every cluster from all structures, compares them with the refcount
+---blocks, judges every entry. Reads only. An external data file is looked at when the policy allows it.
+---`most`: findings kept (default 100,000); all are counted.
+---@param options? {most?:integer, threads?:integer, progress?:fun(done:integer, total:integer)}
+---@return qcow2.check_report? report, string? message, qcow2.kind? kind, integer? errno
+function image:check(options) end
+
 ---Closes; every error of a flush comes out here. Closing twice is fine.
 ---@return true?, string?, qcow2.kind?, integer?
 function image:close() end
+
+---What one kind of finding means.
+---@class qcow2.problem
+---@field kind string
+---@field severity "corruption"|"leak"|"note"|"unreadable"
+---@field repairable boolean
+---@field meaning string
+---@field loss string           what repairing it loses; "" when it cannot be repaired
+
+---Its tostring is a sentence. Numbers that mean nothing for its kind are nil.
+---@class qcow2.finding: qcow2.problem
+---@field count integer         clusters or entries that this record stands for
+---@field host_offset? integer
+---@field host_length? integer
+---@field guest_offset? integer in the disk, or in that of `snapshot`
+---@field guest_length? integer
+---@field refcount? integer     as stored
+---@field references? integer   as counted
+---@field entry? integer        the entry's raw word
+---@field bitmap? integer       its second word, with extended L2
+---@field entry_offset? integer where it lies in the file
+---@field index? integer        of the entry in its table, of the bitmap
+---@field snapshot? integer     index in the snapshot table, from 0
+---@field first? string         of two that overlap: "L2 table", "guest data", ...
+---@field second? string
+
+---Sums count findings that were not kept too.
+---@class qcow2.check_report
+---@field findings qcow2.finding[]
+---@field found table<string, integer>  by kind
+---@field corruptions integer
+---@field leaks integer
+---@field check_errors integer          structures that could not be read
+---@field omitted integer               findings not kept
+---@field incomplete boolean            some table could not be followed: leaks may be none
+---@field image_end_offset integer      behind the last cluster in use
+---@field total_clusters integer        of the guest's disk
+---@field allocated_clusters integer
+---@field fragmented_clusters integer
+---@field compressed_clusters integer
 
 ---@class qcow2.header   every field of the specification's header under its name there
 ---@class qcow2.extension

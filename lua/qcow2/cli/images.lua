@@ -171,6 +171,7 @@ function open_node(context, node, asked)
     format = format,
     mode = asked.mode,
     snapshot = asked.snapshot,
+    damaged = asked.damaged,
     force_share = asked.force_share or force_share or nil,
     references = references(context, path),
   }
@@ -192,6 +193,7 @@ end
 ---@field force_share? boolean  -U
 ---@field mode? "r"|"rw"
 ---@field snapshot? string
+---@field damaged? boolean      tables may lie where none can be: for a check
 
 ---Opens an image by what the command line says.
 ---@param context qcow2.cli.context
@@ -224,6 +226,7 @@ function images.open(context, name, asked)
     force_share = asked.force_share,
     mode = asked.mode,
     snapshot = asked.snapshot,
+    damaged = asked.damaged,
     references = references(context, name),
   })
   if not image then
