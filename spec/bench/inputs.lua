@@ -77,7 +77,7 @@ end
 
 ---A sparse raw data file (data_file_raw=on) of 64 GiB with 64 MiB of data in 1024 places.
 function Inputs:sparse_data_file()
-  local data = self.dir .. "/sparse-side.raw"
+  local data = self:sparse_data()
   return self:once("sparse-side.qcow2", function(path)
     create(path, "64G", "data_file=" .. data .. ",data_file_raw=on")
     local lines = {}
@@ -86,6 +86,11 @@ function Inputs:sparse_data_file()
     end
     shell.feed({ "qemu-io", "-f", "qcow2", "-n", path }, table.concat(lines))
   end)
+end
+
+---The data file of that.
+function Inputs:sparse_data()
+  return self.dir .. "/sparse-side.raw"
 end
 
 function Inputs:cached_size()

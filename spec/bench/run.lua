@@ -13,7 +13,8 @@
 --   runs        at most so many runs (long ones)
 --   contenders  function(bench): list of { label, command }, ours first; or { label, command, rate = true } when
 --               the program itself prints how many operations a second it did. A command may write a file named
---               by bench:output(label): it is removed before every run and at the end.
+--               by bench:output(label): it is removed before every run and at the end. `reads` lists files whose
+--               data is brought into the page cache before every run.
 --   targets     list of targets, see spec/bench/judge.lua
 --   same        all outputs must hold the same bytes (looked at once, after the warm-up)
 --   note        function(bench): a sentence for the table, or nothing
@@ -27,6 +28,9 @@ local GROUPS = { "reading" }
 
 -- What takes less than this (seconds) runs eight times as often: it is noisier and costs nothing.
 local SHORT = 0.1
+
+-- What takes longer than this runs once: its warm-up counts.
+local LONG = 15
 
 local function usage(message)
   io.stderr:write("bench: ", message,
@@ -139,8 +143,13 @@ function Bench:time(contender)
     shell.run("sync")
   end
   local printed = self.dir .. "/stdout"
-  local line = shell.line({ self.timer, contender.rate and printed or "/dev/null" }) .. " "
-    .. shell.line(contender.command)
+  local line = { self.timer }
+  for _, read in ipairs(contender.reads or {}) do
+    table.insert(line, "-w")
+    table.insert(line, read)
+  end
+  table.insert(line, contender.rate and printed or "/dev/null")
+  line = shell.line(table.move(contender.command, 1, #contender.command, #line + 1, line))
   local wall, user, sys, memory, status = shell.read(line):match("(%S+) (%S+) (%S+) (%d+) (%d+)")
   if status ~= "0" then
     error(("%s\nended with status %s"):format(shell.line(contender.command), status), 0)
@@ -196,8 +205,10 @@ function Bench:measure(workload)
   local runs = math.min(self.runs, workload.runs or self.runs)
   local samples, slowest = {}, 0
   for index, contender in ipairs(contenders) do
-    samples[index] = {}
-    slowest = math.max(slowest, self:time(contender).wall)
+    local first = self:time(contender)
+    slowest = math.max(slowest, first.wall)
+    samples[index] = first.wall > LONG and { first } or {}
+    contender.enough = first.wall > LONG
   end
   if slowest < SHORT then
     runs = runs * 8
@@ -207,7 +218,9 @@ function Bench:measure(workload)
   end
   for _ = 1, runs do
     for index, contender in ipairs(contenders) do
-      table.insert(samples[index], self:time(contender))
+      if not contender.enough then
+        table.insert(samples[index], self:time(contender))
+      end
     end
   end
   self:remove_outputs()

@@ -10,9 +10,16 @@ local function both(bench, ...)
   }
 end
 
+local function reading(list, ...)
+  for _, one in ipairs(list) do
+    one.reads = { ... }
+  end
+  return list
+end
+
 local function to_raw(bench, source, dir)
   local list = {}
-  for _, one in ipairs(both(bench, "convert", "-f", "qcow2", "-O", "raw", source)) do
+  for _, one in ipairs(reading(both(bench, "convert", "-f", "qcow2", "-O", "raw", source), source)) do
     table.insert(one.command, bench:output(one.label, dir))
     list[#list + 1] = one
   end
@@ -85,14 +92,14 @@ return function(bench)
       name = "map, 1 TiB, all tables",
       targets = { { faster = 10, than = "qemu-img" }, memory },
       contenders = function()
-        return both(bench, "map", "--output=json", inputs:tables())
+        return reading(both(bench, "map", "--output=json", inputs:tables()), inputs:tables())
       end,
     },
     {
       name = "map, 1 TiB data file, all tables",
       targets = { { faster = 10, than = "qemu-img" }, memory },
       contenders = function()
-        return both(bench, "map", "--output=json", inputs:tables_data_file())
+        return reading(both(bench, "map", "--output=json", inputs:tables_data_file()), inputs:tables_data_file())
       end,
     },
     {
@@ -101,7 +108,8 @@ return function(bench)
       same = true,
       targets = { { seconds = 0.2 }, memory },
       contenders = function()
-        return to_raw(bench, inputs:sparse_data_file())
+        local list = to_raw(bench, inputs:sparse_data_file())
+        return reading(list, inputs:sparse_data_file(), inputs:sparse_data())
       end,
     },
     {
@@ -114,6 +122,7 @@ return function(bench)
         table.insert(list, {
           label = "cp",
           command = { "cp", "--sparse=auto", inputs:disk_raw(), bench:output("cp") },
+          reads = { inputs:disk_raw() },
         })
         return list
       end,
