@@ -105,4 +105,7 @@ int q2_track_mark(struct qcow2_image *image, uint64_t offset, uint64_t length, s
 int q2_track_end(struct qcow2_image *image, struct qcow2_error *err);
 void q2_track_free(struct qcow2_image *image);
 
+/* The bitmap directory on disk is another now: it is read anew when it is needed (records.c). */
+void q2_image_forget_bitmaps(struct qcow2_image *image);
+
 #endif

@@ -355,3 +355,13 @@ int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_
 	*length = q2_min(next * bitmap.granularity, offset + limit) - offset;
 	return 0;
 }
+
+void q2_image_forget_bitmaps(struct qcow2_image *image)
+{
+	free(image->bitmap_directory);
+	free(image->bitmap_table);
+	image->bitmap_directory = NULL;
+	image->bitmap_table = NULL;
+	q2_vec_free(&image->bitmaps);
+	image->bitmaps_loaded = false;
+}

@@ -2,6 +2,7 @@
 -- What changes an image: guest writes, size, snapshots. Methods of the image class.
 local image = require("qcow2.image")
 local options = require("qcow2.options")
+local references = require("qcow2.references")
 local size = require("qcow2.size")
 
 local methods, raw, with_references = image.methods, image.raw, image.with_references
@@ -87,6 +88,81 @@ function methods:snapshot_rename(id_or_name, name)
     return nil, message, kind, errno
   end
   return raw.snapshot_name(self, index, name)
+end
+
+-- ---- bitmaps -------------------------------------------------------------------------------
+
+-- The number (from 0) and entry of a bitmap; nil, message, kind, errno.
+local function find_bitmap(self, name)
+  if type(name) ~= "string" then
+    error("bitmap name must be a string, not " .. type(name), 3)
+  end
+  local count, message, kind, errno = raw.bitmap_count(self)
+  if not count then
+    return nil, message, kind, errno
+  end
+  for i = 0, count - 1 do
+    local entry
+    entry, message, kind, errno = raw.bitmap_entry(self, i)
+    if not entry then
+      return nil, message, kind, errno
+    end
+    if entry.name == name then
+      return i, entry
+    end
+  end
+  return nil, ("Bitmap '%s' does not exist"):format(references.escape(name)), "missing"
+end
+
+local add_options = { granularity = "size", disabled = "boolean" }
+
+function methods:bitmap_add(name, given)
+  if type(name) ~= "string" then
+    error("bitmap name must be a string, not " .. type(name), 2)
+  end
+  local o = options.check(given, add_options)
+  local granularity = size.argument(o.granularity, "granularity")
+    -- As QEMU chooses: the cluster size, but from 4 KiB to 64 KiB.
+    or math.max(4096, math.min(65536, self.cluster_size or 65536))
+  return raw.bitmap_new(self, name, granularity, not o.disabled)
+end
+
+local function on_bitmap(change)
+  return function(self, name, ...)
+    local index, message, kind, errno = find_bitmap(self, name)
+    if not index then
+      return nil, message, kind, errno
+    end
+    return change(self, index, ...)
+  end
+end
+
+methods.bitmap_remove = on_bitmap(raw.bitmap_drop)
+methods.bitmap_enable = on_bitmap(function(self, index) return raw.bitmap_follow(self, index, true) end)
+methods.bitmap_disable = on_bitmap(function(self, index) return raw.bitmap_follow(self, index, false) end)
+methods.bitmap_set = on_bitmap(function(self, index, offset, length)
+  return raw.bitmap_change(self, index, offset, length, true)
+end)
+methods.bitmap_clear = on_bitmap(function(self, index, offset, length)
+  offset = offset or 0
+  return raw.bitmap_change(self, index, offset, length or raw.disk_bytes(self) - offset, false)
+end)
+
+local merge_options = { from = "userdata" }
+
+function methods:bitmap_merge(name, source_name, given)
+  local o = options.check(given, merge_options)
+  local source = o.from or self
+  local from, message, kind, errno = find_bitmap(source, source_name)
+  if not from then
+    return nil, message, kind, errno
+  end
+  local index
+  index, message, kind, errno = find_bitmap(self, name)
+  if not index then
+    return nil, message, kind, errno
+  end
+  return raw.bitmap_join(self, index, source, from)
 end
 
 return methods

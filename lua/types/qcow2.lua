@@ -288,6 +288,99 @@ function image:bitmap(name) end
 ---@return qcow2.check_report? report, string? message, qcow2.kind? kind, integer? errno
 function image:check(options) end
 
+---Writes guest bytes. needs mode "rw". On stable storage after flush() or close().
+---@param offset integer
+---@param bytes string
+---@return true?, string?, qcow2.kind?, integer?
+function image:write(offset, bytes) end
+
+---Writes one whole cluster (or up to the disk's end) compressed; what does not shrink is written plainly.
+---@param offset integer   a multiple of cluster_size
+---@param bytes string
+---@return true?, string?, qcow2.kind?, integer?
+function image:write_compressed(offset, bytes) end
+
+---Makes the range read as zeros; `unmap` gives whole clusters back to the host.
+---@param offset integer
+---@param length integer
+---@param options? {unmap?:boolean}
+---@return true?, string?, qcow2.kind?, integer?
+function image:zero(offset, length, options) end
+
+---Lets go of the whole clusters in the range; they read as zeros afterwards.
+---@param offset integer
+---@param length integer
+---@return true?, string?, qcow2.kind?, integer?
+function image:discard(offset, length) end
+
+---Everything written is on stable storage when this answers true.
+---@return true?, string?, qcow2.kind?, integer?
+function image:flush() end
+
+---Grows the disk (new space reads as zeros), or with `shrink` cuts it off.
+---@param size qcow2.size
+---@param options? {shrink?:boolean}
+---@return true?, string?, qcow2.kind?, integer?
+function image:resize(size, options) end
+
+---Takes an internal snapshot of the disk. After a crash it is there whole or not at all.
+---@param name string
+---@return true?, string?, qcow2.kind?, integer?
+function image:snapshot_create(name) end
+
+---The disk becomes what the snapshot (id or name) has; what it had is lost.
+---@param id_or_name string
+---@return true?, string?, qcow2.kind?, integer?
+function image:snapshot_apply(id_or_name) end
+
+---@param id_or_name string
+---@return true?, string?, qcow2.kind?, integer?
+function image:snapshot_delete(id_or_name) end
+
+---@param id_or_name string
+---@param name string
+---@return true?, string?, qcow2.kind?, integer?
+function image:snapshot_rename(id_or_name, name) end
+
+---Adds a persistent bitmap, enabled (it follows every write) unless `disabled`.
+---@param name string
+---@param options? {granularity?:qcow2.size, disabled?:boolean}
+---@return true?, string?, qcow2.kind?, integer?
+function image:bitmap_add(name, options) end
+
+---@param name string
+---@return true?, string?, qcow2.kind?, integer?
+function image:bitmap_remove(name) end
+
+---@param name string
+---@return true?, string?, qcow2.kind?, integer?
+function image:bitmap_enable(name) end
+
+---@param name string
+---@return true?, string?, qcow2.kind?, integer?
+function image:bitmap_disable(name) end
+
+---Marks every granule that the range touches as dirty.
+---@param name string
+---@param offset integer
+---@param length integer
+---@return true?, string?, qcow2.kind?, integer?
+function image:bitmap_set(name, offset, length) end
+
+---Marks the range, or the whole disk, as clean.
+---@param name string
+---@param offset? integer
+---@param length? integer
+---@return true?, string?, qcow2.kind?, integer?
+function image:bitmap_clear(name, offset, length) end
+
+---Adds the dirty ranges of bitmap `source` (of this image, or of `from`) to bitmap `name`.
+---@param name string
+---@param source string
+---@param options? {from?:qcow2.image}
+---@return true?, string?, qcow2.kind?, integer?
+function image:bitmap_merge(name, source, options) end
+
 ---Closes; every error of a flush comes out here. Closing twice is fine.
 ---@return true?, string?, qcow2.kind?, integer?
 function image:close() end

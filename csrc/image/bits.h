@@ -1,0 +1,30 @@
+/* SPDX-License-Identifier: MIT
+ * The bits of one persistent bitmap in memory (specification, "Bitmaps").
+ *
+ * A table entry stands for a cluster's worth of bits, a *page*: at an offset, or all zeros or all ones without
+ * one. Pages are read when they are first touched; memory follows what is touched, not the disk's size. */
+#ifndef Q2_IMAGE_BITS_H
+#define Q2_IMAGE_BITS_H
+
+#include "image/image.h"
+
+struct q2_bits {
+	unsigned granularity_bits;
+	uint32_t entries;
+	uint64_t *table; /* host order, as on disk */
+	uint8_t **pages; /* NULL: not touched */
+};
+
+/* How many table entries a bitmap of this granularity has for a disk of `size` bytes; at least 1. */
+uint32_t q2_bits_entries(const struct qcow2_image *image, uint64_t size, unsigned granularity_bits);
+
+/* Reads the table of a bitmap. fails: `corrupt`, `unsupported` for a type other than dirty tracking. */
+int q2_bits_load(struct qcow2_image *image, const struct qcow2_bitmap *bitmap, struct q2_bits *bits,
+		 struct qcow2_error *err);
+void q2_bits_free(struct q2_bits *bits);
+
+/* Sets or clears every granule that the guest range touches. */
+int q2_bits_change(struct qcow2_image *image, struct q2_bits *bits, uint64_t offset, uint64_t length,
+		   bool value, struct qcow2_error *err);
+
+#endif
