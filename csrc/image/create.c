@@ -459,9 +459,17 @@ static int make_image(const struct q2_create *c, const uint8_t *head, size_t hea
 		rc = qcow2_store_write(c->store, SECTOR, head + SECTOR, head_length - SECTOR, err);
 	if (!rc)
 		rc = qcow2_store_flush(c->store, err);
+	if (rc)
+		return rc;
+	rc = qcow2_store_write(c->store, 0, head, q2_min(head_length, SECTOR), err);
 	if (!rc)
-		rc = qcow2_store_write(c->store, 0, head, q2_min(head_length, SECTOR), err);
-	return rc ? rc : qcow2_store_flush(c->store, err);
+		rc = qcow2_store_flush(c->store, err);
+	if (rc) {
+		/* Nobody shall take for an image what was answered with a failure; more cannot be done. */
+		static const uint8_t no_magic[SECTOR];
+		(void)qcow2_store_write(c->store, 0, no_magic, sizeof no_magic, NULL);
+	}
+	return rc;
 }
 
 int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
