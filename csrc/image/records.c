@@ -324,7 +324,10 @@ int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_
 			      bool *dirty, uint64_t *length, struct qcow2_error *err)
 {
 	struct qcow2_bitmap bitmap;
-	int rc = qcow2_image_bitmap(image, index, &bitmap, err);
+	/* While the image is written to, the truth about bitmaps that follow is in memory: take it down first. */
+	int rc = q2_track_end(image, err);
+	if (!rc)
+		rc = qcow2_image_bitmap(image, index, &bitmap, err);
 	if (rc)
 		return rc;
 	if (!limit || !q2_fits(offset, limit, image->size))
