@@ -108,12 +108,16 @@ function image.open(path, given)
   state.backing_format = o.backing_format
   state.force_share = o.force_share
   if o.snapshot then
-    return methods.snapshot(self, o.snapshot)
+    local view, message
+    view, message, kind, errno = methods.snapshot(self, o.snapshot)
+    raw.close(self)
+    return view, message, kind, errno
   end
   if mode == "rw" then
     local ok, message
     ok, message, kind, errno = image.begin(self, state)
     if not ok then
+      raw.close(self)
       return nil, message, kind, errno
     end
   end
@@ -564,6 +568,7 @@ local shown = { "path", "format", "mode", "size", "version", "cluster_size", "su
   "data_file_raw", "backing_file", "backing_format", "file_length", "disk_size" }
 
 class.__pairs = function(self)
+  raw.disk_bytes(self) -- raises for a closed image
   local i = 0
   return function()
     while i < #shown do
