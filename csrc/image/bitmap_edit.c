@@ -14,7 +14,7 @@
 /* A new directory in the making. */
 struct directory {
 	struct q2_vec bytes; /* uint8_t */
-	uint32_t count;
+	uint32_t count = 0;
 	struct q2_vec taken; /* struct q2_span: fresh clusters, given back when it comes to nothing */
 	struct q2_vec freed; /* struct q2_span: clusters that the old one alone names */
 };
@@ -193,7 +193,7 @@ static int install(struct qcow2_image *image, struct directory *dir, struct qcow
 static int replace(struct qcow2_image *image, struct directory *dir, uint32_t index,
 		   const struct qcow2_bitmap *with, struct qcow2_error *err)
 {
-	uint32_t count;
+	uint32_t count = 0;
 	int rc = qcow2_image_bitmap_count(image, &count, err);
 	for (uint32_t i = 0; i <= count && !rc; i++) {
 		struct qcow2_bitmap b;
@@ -213,7 +213,7 @@ int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, u
 			   bool enabled, struct qcow2_error *err)
 {
 	struct directory dir = {0};
-	uint32_t count;
+	uint32_t count = 0;
 	int rc = begin(image, err);
 	if (!rc)
 		rc = qcow2_image_bitmap_count(image, &count, err);
@@ -258,7 +258,7 @@ int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, u
 int qcow2_image_bitmap_remove(struct qcow2_image *image, uint32_t index, struct qcow2_error *err)
 {
 	struct directory dir = {0};
-	struct qcow2_bitmap b;
+	struct qcow2_bitmap b = {0};
 	int rc = begin(image, err);
 	if (!rc)
 		rc = qcow2_image_bitmap(image, index, &b, err);
@@ -284,7 +284,7 @@ int qcow2_image_bitmap_enable(struct qcow2_image *image, uint32_t index, bool en
 			      struct qcow2_error *err)
 {
 	struct directory dir = {0};
-	struct qcow2_bitmap b;
+	struct qcow2_bitmap b = {0};
 	int rc = begin(image, err);
 	if (!rc)
 		rc = usable(image, index, &b, err);
@@ -332,7 +332,7 @@ static int rewrite(struct qcow2_image *image, uint32_t index, struct qcow2_bitma
 int qcow2_image_bitmap_change(struct qcow2_image *image, uint32_t index, uint64_t offset, uint64_t length,
 			      bool dirty, struct qcow2_error *err)
 {
-	struct qcow2_bitmap b;
+	struct qcow2_bitmap b = {0};
 	struct q2_bits bits = {0};
 	int rc = begin(image, err);
 	if (!rc && !q2_fits(offset, length, image->size))
@@ -352,7 +352,7 @@ int qcow2_image_bitmap_change(struct qcow2_image *image, uint32_t index, uint64_
 int qcow2_image_bitmap_merge(struct qcow2_image *image, uint32_t index, struct qcow2_image *source,
 			     uint32_t source_index, struct qcow2_error *err)
 {
-	struct qcow2_bitmap b, from;
+	struct qcow2_bitmap b = {0}, from = {0};
 	struct q2_bits bits = {0};
 	int rc = begin(image, err);
 	if (!rc)

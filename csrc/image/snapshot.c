@@ -299,7 +299,7 @@ static int write_table(struct qcow2_image *image, const struct change *change, c
 
 static int begin(struct qcow2_image *image, struct qcow2_error *err)
 {
-	uint32_t count;
+	uint32_t count = 0;
 	int rc = q2_edit_begin(image, err);
 	if (!rc && (image->raw || image->meta.geo.external_data))
 		rc = q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
@@ -365,7 +365,7 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 	struct q2_meta *meta = &image->meta;
 	struct change change = {0};
 	struct q2_vec record = {0}, table = {0};
-	uint32_t count;
+	uint32_t count = 0;
 	char id[24];
 	uint8_t extra[24];
 	int rc = begin(image, err);
@@ -440,7 +440,7 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 	struct q2_meta *meta = &image->meta;
 	const struct q2_geometry *g = &meta->geo;
 	struct change change = {0};
-	struct qcow2_snapshot s;
+	struct qcow2_snapshot s = {0};
 	q2_auto uint64_t *snap = NULL, *from = NULL;
 	int rc = begin(image, err);
 	if (!rc)
@@ -503,9 +503,9 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 	const struct q2_geometry *g = &meta->geo;
 	struct change change = {0};
 	struct q2_vec table = {0};
-	struct qcow2_snapshot s;
+	struct qcow2_snapshot s = {0};
 	q2_auto uint64_t *snap = NULL;
-	uint32_t count;
+	uint32_t count = 0;
 	int rc = begin(image, err);
 	if (!rc)
 		rc = snapshot_l1(image, index, &s, &snap, err);
@@ -558,8 +558,8 @@ int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const
 	struct q2_meta *meta = &image->meta;
 	struct change change = {0};
 	struct q2_vec record = {0}, table = {0};
-	struct qcow2_snapshot s;
-	uint32_t count;
+	struct qcow2_snapshot s = {0};
+	uint32_t count = 0;
 	int rc = begin(image, err);
 	if (!rc)
 		rc = qcow2_image_snapshot(image, index, &s, err);
