@@ -14,7 +14,7 @@
 /* A new directory in the making. */
 struct directory {
 	struct q2_vec bytes; /* uint8_t */
-	uint32_t count = 0;
+	uint32_t count;
 	struct q2_vec taken; /* struct q2_span: fresh clusters, given back when it comes to nothing */
 	struct q2_vec freed; /* struct q2_span: clusters that the old one alone names */
 };
