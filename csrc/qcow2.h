@@ -344,11 +344,12 @@ int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const
  * header. needs: a writable version 3 image. A bitmap marked in use is inconsistent and can only be removed
  * (`conflict`). index: as qcow2_image_bitmap.
  */
-int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, uint64_t granularity, bool enabled,
-			   struct qcow2_error *err);
+int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, uint64_t granularity,
+			   bool enabled, struct qcow2_error *err);
 int qcow2_image_bitmap_remove(struct qcow2_image *image, uint32_t index, struct qcow2_error *err);
 /* An enabled bitmap (flag "auto") follows every write. */
-int qcow2_image_bitmap_enable(struct qcow2_image *image, uint32_t index, bool enabled, struct qcow2_error *err);
+int qcow2_image_bitmap_enable(struct qcow2_image *image, uint32_t index, bool enabled,
+			      struct qcow2_error *err);
 /* Sets or clears the bits of every granule that the range touches. */
 int qcow2_image_bitmap_change(struct qcow2_image *image, uint32_t index, uint64_t offset, uint64_t length,
 			      bool dirty, struct qcow2_error *err);

@@ -50,12 +50,16 @@ static int l_memory(lua_State *L)
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
+/* store:power(other): `other` is a power store whose operations are numbered in one sequence with these */
 static int l_power(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_store *inner = self(L);
+	struct qcow2_store *other = lua_isnoneornil(L, 2) ? NULL : q2_bind_self(L, 2, Q2_STORE_CLASS);
 	struct q2_handle *handle = q2_bind_new(L, Q2_STORE_CLASS);
 	int rc = qcow2_store_power(inner, (struct qcow2_store **)&handle->object, &err);
+	if (!rc && other)
+		rc = qcow2_store_power_join(handle->object, other, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
@@ -190,7 +194,7 @@ static int l_power_count(lua_State *L)
 	return 1;
 }
 
-/* kind, offset, length of operation number `index` (from 0) */
+/* kind, offset, length, sequence of operation number `index` (from 0) */
 static int l_power_op(lua_State *L)
 {
 	struct qcow2_error err;
@@ -200,7 +204,8 @@ static int l_power_op(lua_State *L)
 	lua_pushlstring(L, &op.kind, 1);
 	lua_pushinteger(L, (lua_Integer)op.offset);
 	lua_pushinteger(L, (lua_Integer)op.length);
-	return 3;
+	lua_pushinteger(L, (lua_Integer)op.sequence);
+	return 4;
 }
 
 /* power:power_replay(count, keep, torn, torn_bytes): keep is a string of "\0" and "\1", or nil */

@@ -70,6 +70,24 @@ static int resize_data_file(struct qcow2_image *image, uint64_t size, struct qco
 	return qcow2_store_resize(image->meta.data, size, err);
 }
 
+/* A raw data file is the disk, so the entries of [start, end) all say "there". */
+static int map_raw(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	while (start < end) {
+		uint8_t *entry;
+		uint32_t left;
+		int rc = q2_edit_begin(image, err);
+		if (!rc)
+			rc = q2_link_edit(&image->map, q2_guest_at(start), &entry, &left, err);
+		if (rc)
+			return rc;
+		for (; left && start < end; left--, start += g->cluster_size, entry += g->l2_entry_size)
+			q2_link_put(g, entry, start | Q2_COPIED, UINT32_MAX);
+	}
+	return 0;
+}
+
 /*
  * Everything the grown part would show reads as zeros before the size on disk says it is there: entries left
  * over from a larger disk, the rest of the last cluster, a backing file longer than the disk, old bytes of a
@@ -81,13 +99,14 @@ static int clear_grown(struct qcow2_image *image, uint64_t old, uint64_t size, s
 	uint32_t cluster_size = meta->geo.cluster_size;
 	uint64_t low = q2_round_up(old, cluster_size), high = q2_round_up(size, cluster_size);
 	uint64_t length = 0, backing = image->backing ? image->backing->size : 0;
+	bool raw = meta->data && (meta->header.autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW);
 	int rc = meta->data ? qcow2_store_length(meta->data, &length, err) : 0;
 	if (!rc && length > old) {
 		meta->data_unsynced = true;
 		rc = qcow2_store_punch(meta->data, old, q2_min(length, size) - old, err);
 	}
 	if (!rc && low < high)
-		rc = q2_unmap_clusters(image, low, high, err);
+		rc = raw ? map_raw(image, low, high, err) : q2_unmap_clusters(image, low, high, err);
 	if (!rc && low > old)
 		rc = qcow2_image_zero(image, old, q2_min(size, low) - old, 0, err);
 	if (!rc && backing > low && size > low)

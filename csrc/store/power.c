@@ -21,6 +21,8 @@ struct power_store {
 	struct qcow2_store *base; /* in memory: what inner held at the start */
 	pthread_mutex_t lock;     /* the order of the record is the order at inner */
 	struct q2_vec records;    /* struct record */
+	struct qcow2_store *clock; /* whose ticks number the operations; NULL: its own */
+	atomic_ullong ticks;
 };
 
 static const struct q2_store_ops power_ops;
@@ -50,7 +52,12 @@ static struct record *record_prepare(struct power_store *p, char kind, uint64_t 
 	p->records.count--;
 	if (bytes)
 		memcpy(copy, bytes, (size_t)length);
-	record->op = (struct qcow2_power_op){.kind = kind, .offset = offset, .length = length};
+	record->op = (struct qcow2_power_op){
+		.kind = kind,
+		.offset = offset,
+		.length = length,
+		.sequence = atomic_fetch_add(&(p->clock ? power(p->clock) : p)->ticks, 1),
+	};
 	record->bytes = q2_take(&copy);
 	return record;
 }
@@ -151,6 +158,7 @@ static void power_close(struct qcow2_store *store)
 	q2_vec_free(&p->records);
 	qcow2_store_unref(p->base);
 	qcow2_store_unref(p->inner);
+	qcow2_store_unref(p->clock);
 	pthread_mutex_destroy(&p->lock);
 	q2_store_free(store);
 }
@@ -205,6 +213,7 @@ int qcow2_store_power(struct qcow2_store *inner, struct qcow2_store **out, struc
 		return q2_error_os(err, ret, Q2_NO_OFFSET, "Could not make a power store");
 	}
 	p->inner = qcow2_store_ref(inner);
+	atomic_init(&p->ticks, 0);
 	ret = snapshot(inner, &p->base, err);
 	if (ret) {
 		power_close(&p->store);
@@ -220,6 +229,23 @@ static int check_power(struct qcow2_store *store, struct qcow2_error *err)
 		return 0;
 	return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "Not a power store but a %s store",
 			    store->ops->kind);
+}
+
+int qcow2_store_power_join(struct qcow2_store *store, struct qcow2_store *other, struct qcow2_error *err)
+{
+	int ret = check_power(store, err);
+
+	if (!ret)
+		ret = check_power(other, err);
+	if (ret)
+		return ret;
+	if (power(other)->clock)
+		other = power(other)->clock;
+	if (other == store || power(store)->clock || atomic_load(&power(store)->ticks))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "Only a power store without a record of its own can join another one");
+	power(store)->clock = qcow2_store_ref(other);
+	return 0;
 }
 
 size_t qcow2_store_power_count(struct qcow2_store *store)

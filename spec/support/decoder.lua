@@ -125,11 +125,27 @@ local function read_bitmaps(image)
   return list
 end
 
+-- A string with the methods of a file that the decoder needs.
+local function text_file(bytes)
+  local at = 0
+  return {
+    seek = function(_, whence, offset)
+      at = whence == "end" and #bytes or offset
+      return at
+    end,
+    read = function(_, length)
+      return bytes:sub(at + 1, at + length)
+    end,
+    close = function() end,
+  }
+end
+
 --- Opens an image. options.data_file: path of the external data file, when it is not the stored name
--- in the image's folder. Raises when the file is no qcow2.
+-- in the image's folder. options.bytes: the image itself, instead of a file. Raises when it is no qcow2.
 function decoder.open(path, options)
   options = options or {}
-  local image = setmetatable({ path = path, file = assert(io.open(path, "rb")) }, Image)
+  local file = options.bytes and text_file(options.bytes) or assert(io.open(path, "rb"))
+  local image = setmetatable({ path = path, file = file }, Image)
   local h = read_header(image)
   image.header, image.size = h, h.size
   image.length = image.file:seek("end")

@@ -1,0 +1,253 @@
+-- SPDX-License-Identifier: MIT
+-- What power cuts and failing calls are tried on: every operation that writes, over every kind of cluster, in
+-- every flavour of image. Each is small, so that all of its survivors can be looked at.
+
+local random = require "spec.support.random"
+
+local scenarios = {}
+
+local function fill(letter, length)
+  return letter:rep(length)
+end
+
+-- A backing file in which every sector is another one.
+local function patterned(length, first)
+  local out = {}
+  for i = 0, length // 512 - 1 do out[#out + 1] = string.char(first + i % 60):rep(512) end
+  return table.concat(out)
+end
+
+scenarios.patterned = patterned
+
+--- Flavours of images: parts of session.make without contents. `step` is a good unit for offsets: a cluster.
+function scenarios.flavours()
+  local function of(name, step, create, more)
+    local flavour = { name = name, step = step, create = create }
+    create.size = create.size or 40 * step + 512
+    create.cluster_size = create.cluster_size or step
+    for key, value in pairs(more or {}) do flavour[key] = value end
+    return flavour
+  end
+  return {
+    of("standard", 1024, {}),
+    of("64-bit counts", 512, { refcount_bits = 64 }),
+    of("4-bit counts", 512, { refcount_bits = 4 }),
+    of("version 2", 512, { version = 2 }),
+    of("version 2, backing file", 512, { version = 2 }, { backing = patterned(512 * 30, 65) }),
+    of("large clusters", 65536, { size = 65536 * 6 + 512 }),
+    of("extended L2", 16384, { extended_l2 = true, size = 16384 * 8 + 512 }),
+    of("extended L2, backing file", 16384, { extended_l2 = true, size = 16384 * 8 + 512 },
+      { backing = patterned(16384 * 6 + 1024, 65) }),
+    of("backing file", 1024, {}, { backing = patterned(1024 * 30 + 512, 65) }),
+    of("lazy counts", 512, { lazy_refcounts = true }),
+    of("preallocated", 1024, { preallocation = "metadata" }),
+    of("data file", 1024, {}, { data = true }),
+    of("data file, backing file", 1024, {}, { data = true, backing = patterned(1024 * 30, 65) }),
+    of("data file, extended L2", 16384, { extended_l2 = true, size = 16384 * 8 }, { data = true }),
+    of("raw data file", 1024, { data_file_raw = true }, { data = true }),
+    of("raw data file, lazy counts", 1024, { data_file_raw = true, lazy_refcounts = true }, { data = true }),
+  }
+end
+
+-- What stands in an image before: data, a gap, more data; clusters 20-23 kept zeros, 24-25 plain zeros.
+local function prepare(s)
+  local step = s.parts.step
+  local top = #s.disk // step
+  s:write(0, fill("a", 2 * step))
+  s:write(3 * step + 100, fill("b", step))
+  if top > 12 then
+    s:write(8 * step, fill("c", 6 * step))
+    s:zero(12 * step, 2 * step)
+    s:zero(10 * step, step, true)
+  end
+end
+
+local function plain(s)
+  return not s.parts.data
+end
+
+--- Operations: name -> { when = which flavours, prepare = more of it, run = the operation, whole }.
+local operations = {
+  ["a write into fresh clusters"] = { run = function(s)
+    s:write(5 * s.parts.step - 700, fill("n", s.parts.step + 900))
+  end },
+  ["a write over its own clusters"] = { run = function(s)
+    s:write(300, fill("n", s.parts.step))
+  end },
+  ["many small writes"] = { run = function(s)
+    for i = 0, 30 do
+      if i * 997 + 300 <= #s.disk then s:write(i * 997, fill(string.char(97 + i % 26), 300)) end
+      if i == 15 then s:flush() end
+    end
+  end },
+  ["a write to a cluster kept for zeros"] = {
+    prepare = function(s) s:zero(0, s.parts.step) end,
+    run = function(s) s:write(512, fill("n", 512)) end,
+  },
+  ["a write over clusters shared with a snapshot"] = { when = plain,
+    prepare = function(s) s:snapshot_take("one") end,
+    run = function(s)
+      s:write(100, fill("n", s.parts.step))
+      s:write(2 * s.parts.step, fill("m", 10))
+    end },
+  ["a write over compressed clusters"] = { when = plain,
+    prepare = function(s)
+      for i = 0, 3 do s:write_compressed(i * s.parts.step, fill(string.char(112 + i), s.parts.step)) end
+    end,
+    run = function(s)
+      s:write(s.parts.step - 200, fill("n", 300))
+      s:flush()
+      s:write(2 * s.parts.step, fill("m", 2 * s.parts.step))
+    end },
+  ["compressed writes"] = { when = plain, run = function(s)
+    for i = 0, 4 do s:write_compressed(i * s.parts.step, fill(string.char(112 + i), s.parts.step)) end
+    s:flush()
+    for i = 4, 1, -1 do s:write_compressed(i * s.parts.step, fill(string.char(80 + i) .. "x", s.parts.step // 2)) end
+  end },
+  ["zeros over whole clusters and parts"] = { run = function(s)
+    s:zero(100, 3 * s.parts.step)
+  end },
+  ["zeros that give space back"] = { run = function(s)
+    s:zero(0, 4 * s.parts.step, true)
+  end },
+  ["zeros over clusters shared with a snapshot"] = { when = plain,
+    prepare = function(s) s:snapshot_take("one") end,
+    run = function(s)
+      s:zero(0, s.parts.step)
+      s:zero(3 * s.parts.step, s.parts.step + 600, true)
+    end },
+  ["a discard"] = { run = function(s)
+    s:discard(0, 3 * s.parts.step + 10)
+  end },
+  ["a discard and new data in its place"] = { run = function(s)
+    local step = s.parts.step
+    s:discard(0, 2 * step)
+    s:flush()
+    s:write(4 * step, fill("n", 2 * step))
+    s:write(0, fill("m", 100))
+    s:discard(4 * step, step)
+    s:write(5 * step, fill("o", 300))
+    s:write(4 * step, fill("p", 300))
+  end },
+  ["a resize to a larger disk"] = { whole = true,
+    when = function(s) return not (s.parts.create.version == 2 and next(s.snapshots)) end,
+    run = function(s) s:set_size(#s.disk + 20 * s.parts.step + 512) end },
+  ["a resize beyond the L1 table"] = { whole = true,
+    when = function(s) return s.parts.step <= 1024 end,
+    run = function(s) s:set_size(((s.parts.step // 8) ^ 2 * s.parts.step // 1 | 0) + 700 * 512) end },
+  ["a resize to a smaller disk"] = { whole = true,
+    run = function(s) s:set_size(2 * s.parts.step + 512, true) end },
+  ["a smaller and again a larger disk"] = { run = function(s)
+    s:set_size(512, true)
+    s:set_size(9 * s.parts.step)
+    s:write(2 * s.parts.step, fill("n", 100))
+  end },
+  ["taking a snapshot"] = { when = plain, run = function(s) s:snapshot_take("new") end },
+  ["taking a second snapshot"] = { when = plain,
+    prepare = function(s)
+      s:snapshot_take("one")
+      s:write(0, fill("z", 700))
+    end,
+    run = function(s) s:snapshot_take("two") end },
+  ["applying a snapshot"] = { when = plain, whole = true,
+    prepare = function(s)
+      s:snapshot_take("one")
+      s:write(0, fill("z", 700))
+      s:zero(3 * s.parts.step, s.parts.step)
+    end,
+    run = function(s) s:snapshot_revert("one") end },
+  ["deleting a snapshot"] = { when = plain,
+    prepare = function(s)
+      s:snapshot_take("one")
+      s:write(0, fill("z", 700))
+      s:snapshot_take("two")
+      s:write(s.parts.step, fill("y", 700))
+    end,
+    run = function(s) s:snapshot_drop("one") end },
+  ["deleting the only snapshot, then writing"] = { when = plain,
+    prepare = function(s)
+      s:snapshot_take("one")
+      s:write(0, fill("z", 700))
+    end,
+    run = function(s)
+      s:snapshot_drop("one")
+      s:write(0, fill("n", 3 * s.parts.step))
+    end },
+  ["renaming a snapshot"] = { when = plain,
+    prepare = function(s)
+      s:snapshot_take("one")
+      s:snapshot_take("two")
+    end,
+    run = function(s) s:snapshot_name("one", "a longer name") end },
+}
+
+scenarios.operations = operations
+
+--- Random operations, as many as `count`; `snapshots` allowed or not.
+function scenarios.random_run(seed, count)
+  return function(s)
+    local rng = random.new(seed)
+    local step = s.parts.step
+    for n = 1, count do
+      local offset = rng:int(0, #s.disk - 1)
+      local length = math.min(#s.disk - offset, rng:int(1, rng:chance(40) and 3 * step or 700))
+      if rng:chance(30) then
+        offset = offset // step * step
+        length = math.min(#s.disk - offset, rng:int(1, 3) * step)
+      end
+      local letter = string.char(rng:int(97, 122))
+      local what = rng:int(1, 100)
+      if what <= 45 then
+        s:write(offset, fill(letter, length))
+      elseif what <= 60 then
+        s:zero(offset, length, rng:chance(50))
+      elseif what <= 70 then
+        s:discard(offset, length)
+      elseif what <= 77 and not s.parts.data then
+        offset = offset // step * step
+        s:write_compressed(offset, fill(letter, math.min(step, #s.disk - offset)))
+      elseif what <= 83 then
+        s:flush()
+      elseif what <= 87 and not (s.parts.create.version == 2 and next(s.snapshots)) then
+        s:set_size(rng:int(1, 50 * step // 512) * 512, true)
+      elseif what <= 93 and not s.parts.data then
+        local names = {}
+        for name in pairs(s.snapshots) do names[#names + 1] = name end
+        table.sort(names)
+        local name = #names > 0 and rng:pick(names)
+        local which = rng:int(1, 5)
+        if which <= 2 or not name then
+          s:snapshot_take(("s%d"):format(n))
+        elseif which == 3 then
+          s:snapshot_revert(name)
+        elseif which == 4 then
+          s:snapshot_drop(name)
+        else
+          s:snapshot_name(name, ("r%d"):format(n))
+        end
+      end
+    end
+  end
+end
+
+local function copy(map)
+  local out = {}
+  for key, value in pairs(map) do out[key] = value end
+  return out
+end
+
+--- One flavour with the usual contents and `operation` on top. gives: a scenario, or nil when they do not go
+-- together.
+function scenarios.combine(flavour, operation)
+  local scenario = copy(flavour)
+  scenario.create = copy(flavour.create)
+  if operation.when and not operation.when({ parts = flavour, snapshots = {} }) then return nil end
+  scenario.prepare = function(s)
+    prepare(s)
+    if operation.prepare then operation.prepare(s) end
+  end
+  scenario.run, scenario.whole = operation.run, operation.whole
+  return scenario
+end
+
+return scenarios

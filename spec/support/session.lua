@@ -1,0 +1,226 @@
+-- SPDX-License-Identifier: MIT
+-- An image in memory together with what its disk must hold: every operation is done twice, by the core and on a
+-- string. Each operation leaves a *mark*: the disk and the snapshots after it, and how far the stores' records
+-- had got, so that a survivor of a power cut can be told what it may contain.
+--
+-- Operations work on the core's handles, without files: session.make() builds image, data file and backing file
+-- as strings; session.open() opens them over stores of the caller's choice.
+
+local qcow2 = require "qcow2"
+local core = require "qcow2.core"
+local raw = require("qcow2.image").raw
+
+local session = {}
+
+local Session = {}
+Session.__index = Session
+
+session.SECTOR = 512
+
+local function zeros(length)
+  return ("\0"):rep(length)
+end
+
+local function cut(disk, size)
+  return #disk >= size and disk:sub(1, size) or disk .. zeros(size - #disk)
+end
+
+session.cut = cut
+
+local function copy(map)
+  local out = {}
+  for key, value in pairs(map) do out[key] = value end
+  return out
+end
+
+--- Opens the image in `stores.image` (with `stores.data` when it has a data file) for writing.
+-- parts: disk (what it holds), snapshots (name -> disk), backing (bytes of a raw backing file), raw (no qcow2).
+-- gives: a session, or nil, message, kind.
+function session.open(stores, parts)
+  local img, message, kind = core.image_open(stores.image, parts.raw and "raw" or "qcow2")
+  if not img then return nil, message, kind end
+  local self = setmetatable({ img = img, stores = stores, parts = parts, disk = parts.disk,
+    snapshots = parts.snapshots or {}, marks = {}, raw = parts.raw }, Session)
+  local ok
+  if stores.data then
+    ok, message, kind = raw.attach_data(img, stores.data)
+    if not ok then return nil, message, kind end
+  end
+  if parts.backing then
+    local below = assert(core.store_memory(parts.backing))
+    local backing = assert(core.image_open(below, "raw"))
+    assert(raw.attach_backing(img, backing))
+    backing:close()
+  end
+  ok, message, kind = raw.begin(img)
+  if not ok then
+    img:close()
+    return nil, message, kind
+  end
+  local header = raw.header_fields(img)
+  self.cluster_size = header and 1 << header.cluster_bits or 512
+  self.version = header and header.version or 3
+  self.raw_data = header and header.autoclear_features & 2 ~= 0
+  self:mark("open", true, true)
+  return self
+end
+
+-- How many operations the stores have recorded together.
+function Session:recorded()
+  return self.stores.image:power_count() + (self.stores.data and self.stores.data:power_count() or 0)
+end
+
+function Session:mark(verb, ok, flushed)
+  self.marks[#self.marks + 1] = { at = self:recorded(), disk = self.disk, snapshots = copy(self.snapshots),
+    verb = verb, ok = ok, flushed = flushed }
+end
+
+-- ---- what each operation does to the string ------------------------------------------------
+
+local function put(disk, offset, bytes)
+  return disk:sub(1, offset) .. bytes .. disk:sub(offset + #bytes + 1)
+end
+
+local predict = {}
+
+function predict.write(self, offset, bytes)
+  return put(self.disk, offset, bytes)
+end
+
+predict.write_compressed = predict.write
+
+function predict.zero(self, offset, length)
+  return put(self.disk, offset, zeros(length))
+end
+
+function predict.discard(self, offset, length)
+  local low, high, cs = offset, offset + length, self.cluster_size
+  if self.version < 3 and self.parts.backing then return self.disk end
+  if not (self.raw_data or self.raw) then
+    low = (low + cs - 1) // cs * cs
+    if high < #self.disk then high = high // cs * cs end
+  end
+  return low < high and put(self.disk, low, zeros(high - low)) or self.disk
+end
+
+function predict.set_size(self, size)
+  return cut(self.disk, size)
+end
+
+function predict.flush(self)
+  return self.disk
+end
+
+predict.finish = predict.flush
+
+function predict.snapshot_take(self, name)
+  local snapshots = copy(self.snapshots)
+  snapshots[name] = self.disk
+  return self.disk, snapshots
+end
+
+function predict.snapshot_revert(self, name)
+  return self.snapshots[name]
+end
+
+function predict.snapshot_drop(self, name)
+  local snapshots = copy(self.snapshots)
+  snapshots[name] = nil
+  return self.disk, snapshots
+end
+
+function predict.snapshot_name(self, name, new)
+  local snapshots = copy(self.snapshots)
+  snapshots[name], snapshots[new] = nil, self.snapshots[name]
+  return self.disk, snapshots
+end
+
+local function index_of(self, name)
+  for i = 0, raw.snapshot_count(self.img) - 1 do
+    if raw.snapshot_entry(self.img, i).name == name then return i end
+  end
+  error("no snapshot " .. name)
+end
+
+-- What the core is called with.
+local calls = {
+  snapshot_take = function(self, name) return raw.snapshot_take(self.img, name, 1000000000, 5) end,
+  snapshot_revert = function(self, name) return raw.snapshot_revert(self.img, index_of(self, name)) end,
+  snapshot_drop = function(self, name) return raw.snapshot_drop(self.img, index_of(self, name)) end,
+  snapshot_name = function(self, name, new) return raw.snapshot_name(self.img, index_of(self, name), new) end,
+}
+
+--- Does one operation. gives: the core's answer. A mark is left either way: a failed operation may have
+-- changed some sectors.
+function Session:try(verb, ...)
+  local disk, snapshots = predict[verb](self, ...)
+  local call = calls[verb]
+  local ok, message, kind, errno
+  if call then
+    ok, message, kind, errno = call(self, ...)
+  else
+    ok, message, kind, errno = raw[verb](self.img, ...)
+  end
+  local before, before_snapshots = self.disk, self.snapshots
+  self.disk, self.snapshots = disk, snapshots or self.snapshots
+  self:mark(verb, ok ~= nil, ok ~= nil and (verb == "flush" or verb == "finish"))
+  if not ok then
+    self.disk, self.snapshots = before, before_snapshots
+  end
+  return ok, message, kind, errno
+end
+
+-- session:write(...) and so on: as try, and it has to succeed.
+for verb in pairs(predict) do
+  Session[verb] = function(self, ...)
+    local ok, message = self:try(verb, ...)
+    if not ok then error(verb .. ": " .. message, 2) end
+  end
+end
+
+--- The disk as the core reads it.
+function Session:read()
+  return raw.read(self.img, 0, raw.disk_bytes(self.img))
+end
+
+function Session:close()
+  self.img:close()
+end
+
+-- ---- building -------------------------------------------------------------------------------
+
+--- Builds an image as strings. parts: create (options of core.create), backing (bytes), data (true: with a data
+-- file), disk (of a raw disk: its bytes), prepare (function(session)). gives: parts with image, data, disk,
+-- snapshots filled in.
+function session.make(parts)
+  local made = copy(parts)
+  local image = assert(core.store_memory(0))
+  local data = parts.data and assert(core.store_memory(0))
+  if parts.raw then
+    made.disk = parts.disk
+    image = assert(core.store_memory(parts.disk))
+  else
+    local options = copy(parts.create)
+    if parts.backing then options.backing_file, options.backing_format = "backing", "raw" end
+    if parts.data then options.data_file = "data" end
+    assert(core.create(image, data or nil, options))
+    made.disk = cut(parts.backing or "", options.size)
+  end
+  if parts.edit then parts.edit(image) end
+  if parts.prepare then
+    local s = assert(session.open({ image = image, data = data or nil }, made))
+    parts.prepare(s)
+    s:finish()
+    made.disk, made.snapshots = s.disk, s.snapshots
+    s:close()
+  end
+  made.image = image:read(0, image:length())
+  made.data = data and data:read(0, data:length())
+  image:close()
+  if data then data:close() end
+  return made
+end
+
+session.qcow2 = qcow2
+
+return session
