@@ -334,27 +334,6 @@ end
 
 -- ---- for users -----------------------------------------------------------------------------
 
----Checked options with sizes as integers.
-local function normalise(given, level)
-  local o = {}
-  for key, value in pairs(options.check(given, known)) do
-    o[key] = value
-  end
-  for _, name in ipairs({ "size", "cluster_size" }) do
-    if o[name] then
-      local bytes, message = size.parse(o[name])
-      if not bytes then
-        error(("%s: %s"):format(name, message), level + 1)
-      end
-      o[name] = bytes
-    end
-  end
-  if o.refcount_bits and o.refcount_bits < 0 then
-    error("refcount_bits must not be negative", level + 1)
-  end
-  return o
-end
-
 ---Makes an image. gives: the image, open for reading and writing; or nil, message, kind, errno.
 ---@param path string
 ---@param given qcow2.create_options
@@ -362,7 +341,14 @@ function create.create(path, given)
   if type(path) ~= "string" then
     error("path must be a string, not " .. type(path), 2)
   end
-  local o = normalise(given, 2)
+  local o = {}
+  for key, value in pairs(options.check(given, known)) do
+    o[key] = value
+  end
+  o.size, o.cluster_size = size.argument(o.size, "size"), size.argument(o.cluster_size, "cluster_size")
+  if o.refcount_bits and o.refcount_bits < 0 then
+    error("refcount_bits must not be negative", 2)
+  end
   local plan, message, kind, errno = create.resolve(path, o)
   if not plan then
     return nil, message, kind, errno

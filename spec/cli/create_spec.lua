@@ -323,4 +323,63 @@ describe("create", function()
       assert.equal(before, names(dir))
     end
   end)
+
+  describe("on a block device", function()
+    local device
+
+    before_each(function()
+      sh.spit(dir .. "/host", ("\xa5"):rep(8 << 20))
+      device = sh.run({ "losetup", "-f", "--show", dir .. "/host" }).stdout:match("^(/dev/%S+)")
+    end)
+
+    after_each(function()
+      if device then
+        sh.check({ "losetup", "-d", device })
+      end
+    end)
+
+    it("makes images that show nothing of what was there", function()
+      if not device then
+        return pending("no loop devices here")
+      end
+      for _, option in ipairs({ "preallocation=off", "preallocation=metadata", "preallocation=full" }) do
+        assert.equal("", create("-q", "-f", "qcow2", "-o", option, device, "4M").stderr)
+        assert.is_true(qemu.sound(device))
+        assert.is_true(qemu.read_all(device, dir .. "/scratch") == ("\0"):rep(4 << 20))
+      end
+    end)
+
+    it("refuses what does not fit, and data files unless told", function()
+      if not device then
+        return pending("no loop devices here")
+      end
+      local result = create("-q", "-f", "qcow2", "-o", "preallocation=full", device, "8M")
+      assert.equal(("qcow2: %s: The device has 8388608 bytes, 8716288 are needed\n"):format(device), result.stderr)
+      result = create("-q", "-f", "qcow2", "-o", "data_file=" .. device, "x", "1M")
+      assert.equal(("qcow2: x: Data file '%s' exists and is a block device; keep_data_file=on makes what it holds the "
+        .. "disk's contents, overwrite=on discards it\n"):format(device), result.stderr)
+      assert.is_true(sh.slurp(dir .. "/host") == ("\xa5"):rep(8 << 20))
+      assert.equal("", create("-q", "-f", "qcow2", "-o", "keep_data_file=on,data_file=" .. device, "x", "1M").stderr)
+      qemu.io(dir .. "/x", { "read -P 0xa5 0 1M" })
+      assert.is_true(sh.slurp(dir .. "/host") == ("\xa5"):rep(8 << 20))
+    end)
+  end)
+
+  it("preallocates a terabyte without holding its tables", function()
+    if sh.build():find("asan", 1, true) then
+      return pending("address space cannot be limited under this sanitizer")
+    end
+    local result = sh.run(("ulimit -v 60000; exec %s/bin/qcow2 create -q -f qcow2 -o preallocation=metadata x 1T")
+      :format(sh.build()), { cwd = dir })
+    assert.equal("", result.stderr)
+    assert.equal(0, result.code)
+    assert.is_true(lfs.attributes(dir .. "/x", "blocks") * 512 < 200 << 20)
+    local image <close> = decoder.open(dir .. "/x")
+    local last = image.header.l1_table_offset + 8 * (image.header.l1_size - 1)
+    local l2 = string.unpack(">i8", image:pread(last, 8)) & 0x00fffffffffffe00
+    -- The last entry of the last table leads to the last cluster of the file.
+    local entry = string.unpack(">i8", image:pread(l2 + 65536 - 8, 8)) & 0x00fffffffffffe00
+    assert.equal(lfs.attributes(dir .. "/x", "size") - 65536, entry)
+    os.remove(dir .. "/x")
+  end)
 end)
