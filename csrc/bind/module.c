@@ -32,7 +32,9 @@ static void push_features(lua_State *L)
 /* core.realpath(path) -> the path without links and dots, or nil, message, kind, errno */
 static int l_realpath(lua_State *L)
 {
-	const char *path = luaL_checkstring(L, 1);
+	size_t length;
+	const char *path = luaL_checklstring(L, 1, &length);
+	luaL_argcheck(L, length == strlen(path), 1, "path has a NUL in it");
 	char *real = realpath(path, NULL);
 	if (!real) {
 		int os_errno = errno;

@@ -38,7 +38,7 @@ local open_options = {
 }
 
 local function check_open_options(given)
-  local o = options.check(given, open_options)
+  local o = options.check(given, open_options, 4)
   if type(o.references) == "string" and o.references ~= "beside" and o.references ~= "none" and o.references ~= "any"
   then
     error("option 'references' must be \"beside\", \"none\", \"any\", a list of directories or a function", 3)

@@ -5,13 +5,15 @@ local options = {}
 ---`known` maps each key to a type name, to several ("string|table"), or to a table of allowed words.
 ---@param given table?
 ---@param known table<string, string|string[]>
+---@param level? integer  whom to blame: 2 the caller, 3 (default) the caller's caller, ...
 ---@return table
-function options.check(given, known)
+function options.check(given, known, level)
+  level = level or 3
   if given == nil then
     return {}
   end
   if type(given) ~= "table" then
-    error("options must be a table, not " .. type(given), 3)
+    error("options must be a table, not " .. type(given), level)
   end
   for key, value in pairs(given) do
     local want = known[key]
@@ -21,7 +23,7 @@ function options.check(given, known)
         names[#names + 1] = name
       end
       table.sort(names)
-      error(("unknown option '%s' (known: %s)"):format(tostring(key), table.concat(names, ", ")), 3)
+      error(("unknown option '%s' (known: %s)"):format(tostring(key), table.concat(names, ", ")), level)
     end
     local fits = false
     if type(want) == "table" then
@@ -37,7 +39,7 @@ function options.check(given, known)
     end
     if not fits then
       local shown = type(value) == "string" and ("'%s'"):format(value) or type(value)
-      error(("option '%s' must be %s, not %s"):format(key, want, shown), 3)
+      error(("option '%s' must be %s, not %s"):format(key, want, shown), level)
     end
   end
   return given
