@@ -9,8 +9,8 @@ local text = require("qcow2.cli.text")
 local CORRUPT, LEAKED, NO_CHECKS = 2, 3, 63
 
 -- QEMU's order of members, as they come out of its table.
-local MEMBERS = "image-end-offset total-clusters corruptions check-errors leaks fragmented-clusters "
-  .. "allocated-clusters filename format compressed-clusters"
+local MEMBERS = "image-end-offset compressed-clusters total-clusters corruptions check-errors leaks "
+  .. "allocated-clusters filename format fragmented-clusters"
 
 -- More lines than this are counted, not printed.
 local MOST_LINES = 100000
