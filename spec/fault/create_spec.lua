@@ -43,7 +43,8 @@ describe("a failing disk while an image is made", function()
       for _, sticky in ipairs({ false, true }) do
         it(("is reported at every call, errno %d%s: %s"):format(failure[1], sticky and " for good" or "",
           title(case)), function()
-          local nth, calls = 0, nil
+          local nth = 0
+          local calls
           repeat
             nth = nth + 1
             local inner <close> = assert(core.store_memory(OLD))
@@ -74,7 +75,8 @@ describe("a failing disk while an image is made", function()
 
   it("in the data file leaves no image either, and what is kept unchanged", function()
     for _, case in ipairs({ CASES[5], CASES[6], { size = 1 << 20, data_file = "d" } }) do
-      local nth, calls = 0, nil
+      local nth = 0
+      local calls
       repeat
         nth = nth + 1
         local image <close> = assert(core.store_memory(0))
@@ -98,7 +100,8 @@ describe("a failing disk while an image is made", function()
 
   it("is reported for raw disks too", function()
     for _, mode in ipairs({ "off", "falloc", "full" }) do
-      local nth, calls = 0, nil
+      local nth = 0
+      local calls
       repeat
         nth = nth + 1
         local inner <close> = assert(core.store_memory("old"))
