@@ -33,7 +33,7 @@ static void on_interrupt(int number)
 }
 
 /* Lua answers for memory that is not there; so specs may ask for more than there is. */
-const char *__asan_default_options(void);
+__attribute__((visibility("default"))) const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
 	return "allocator_may_return_null=1";
