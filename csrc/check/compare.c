@@ -270,14 +270,11 @@ static void judge_far(struct bench *bench, uint64_t cluster, uint64_t count, uin
 static uint64_t next_count(const uint8_t *counts, uint64_t index, uint64_t end, unsigned order)
 {
 	while (index < end) {
-		uint64_t byte = index << order >> 3;
-		if (!counts[byte]) {
-			index = q2_max(index + 1, ((byte + 1) << 3) >> order);
-			continue;
-		}
 		if (q2_refcount_get(counts, index, order))
 			return index;
-		index++;
+		/* Several counts in one byte are zero together. */
+		uint64_t byte = index << order >> 3;
+		index = order < 3 && !counts[byte] ? (byte + 1) << 3 >> order : index + 1;
 	}
 	return end;
 }
