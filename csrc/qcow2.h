@@ -443,6 +443,7 @@ struct qcow2_copy_options {
 	bool target_is_zero;  /* with target_exists: all of it reads as zeros already */
 	bool salvage;         /* what cannot be read becomes zeros */
 	bool sync;            /* flush the target at the end */
+	bool compress;        /* into a qcow2 image: compressed clusters */
 };
 
 /*
@@ -452,6 +453,16 @@ struct qcow2_copy_options {
  */
 int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow2_store *target,
 		   const struct qcow2_copy_options *options, struct qcow2_job **out, struct qcow2_error *err);
+
+/*
+ * The same into a qcow2 image, which has to be writable (qcow2_image_begin). A target that was just created
+ * (!target_exists) is hidden until the job's last step, so that what a kill leaves looks like no image; its
+ * tables go to disk without flushes before that. With a backing file it receives what the source itself has,
+ * not what the source's backing file shows. An existing one is written as by qcow2_image_write, and flushed.
+ */
+int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struct qcow2_image *target,
+			 const struct qcow2_copy_options *options, struct qcow2_job **out,
+			 struct qcow2_error *err);
 
 /* Bytes that `salvage` made zeros so far. 0 for jobs of other kinds. */
 uint64_t qcow2_copy_lost(const struct qcow2_job *job);

@@ -18,14 +18,16 @@ static unsigned threads_field(lua_State *L, int index)
 	return (unsigned)threads;
 }
 
-/* core.copy({ image, ... }, target store, { sparse_size, threads, target_exists, target_is_zero, salvage, sync }) */
+/* core.copy({ image, ... }, target store or image, { sparse_size, threads, target_exists, target_is_zero,
+ * salvage, sync, compress }) */
 static int l_copy(lua_State *L)
 {
 	struct qcow2_error err;
 	luaL_checktype(L, 1, LUA_TTABLE);
 	luaL_checktype(L, 3, LUA_TTABLE);
 	lua_settop(L, 3);
-	struct qcow2_store *target = q2_bind_self(L, 2, Q2_STORE_CLASS);
+	bool into_image = luaL_testudata(L, 2, Q2_IMAGE_CLASS) != NULL;
+	void *target = q2_bind_self(L, 2, into_image ? Q2_IMAGE_CLASS : Q2_STORE_CLASS);
 	lua_getfield(L, 3, "sparse_size");
 	struct qcow2_copy_options options = {
 		.sparse_size = q2_bind_unsigned(L, -1, "sparse_size"),
@@ -34,6 +36,7 @@ static int l_copy(lua_State *L)
 		.target_is_zero = q2_bind_flag(L, 3, "target_is_zero"),
 		.salvage = q2_bind_flag(L, 3, "salvage"),
 		.sync = q2_bind_flag(L, 3, "sync"),
+		.compress = q2_bind_flag(L, 3, "compress"),
 	};
 	size_t count = lua_rawlen(L, 1);
 	luaL_argcheck(L, count > 0 && count <= INT_MAX, 1, "no source");
@@ -45,7 +48,9 @@ static int l_copy(lua_State *L)
 		lua_pop(L, 1);
 	}
 	struct q2_handle *handle = q2_bind_new(L, Q2_JOB_CLASS);
-	int rc = qcow2_copy_new(sources, count, target, &options, (struct qcow2_job **)&handle->object, &err);
+	struct qcow2_job **job = (struct qcow2_job **)&handle->object;
+	int rc = into_image ? qcow2_copy_image_new(sources, count, target, &options, job, &err)
+			    : qcow2_copy_new(sources, count, target, &options, job, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 

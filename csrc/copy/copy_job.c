@@ -15,8 +15,13 @@
 #define ZERO_UNIT ((uint64_t)1 << 30)
 #define MAX_PIECES 128u
 
-/* What is read, searched for zeros and written while it is still in the processor's own cache. */
-#define CHUNK ((uint64_t)256 << 10)
+/*
+ * What is read, searched for zeros and written in one go, while it is in the processor's own cache. Measured
+ * from 64 KiB to 2 MiB with all in the host's page cache: 512 KiB to 1 MiB cost the least time and cycles.
+ * copy_file_range costs as many cycles and does not find zeros; a mapped source saves a copy, but turns a
+ * disk's read error or a file cut short into a signal.
+ */
+#define CHUNK ((uint64_t)512 << 10)
 
 struct unit {
 	size_t count;
@@ -171,7 +176,7 @@ static const struct q2_job_ops ops = {.fill = fill_unit, .finish = finish, .free
 uint64_t qcow2_copy_lost(const struct qcow2_job *job)
 {
 	const struct copy *copy = (const struct copy *)job;
-	return job->ops == &ops ? copy->source.lost + atomic_load(&copy->lost) : 0;
+	return job->ops == &ops ? copy->source.lost + atomic_load(&copy->lost) : q2_copy_image_lost(job);
 }
 
 static int check(const struct copy *copy, struct qcow2_store *target,

@@ -33,6 +33,9 @@ struct qcow2_job {
 	atomic_uint_least64_t done; /* bytes of the disk dealt with; workers count up too */
 };
 
+/* As qcow2_copy_lost, for copies into images (copy_image.c). */
+uint64_t q2_copy_image_lost(const struct qcow2_job *job);
+
 static inline void q2_job_did(struct qcow2_job *job, uint64_t bytes)
 {
 	atomic_fetch_add_explicit(&job->done, bytes, memory_order_relaxed);

@@ -60,9 +60,10 @@ static unsigned allocation_of(const struct qcow2_extent *extent)
 {
 	bool is_zero = extent->kind == QCOW2_EXTENT_ZERO || extent->kind == QCOW2_EXTENT_UNALLOCATED;
 	bool is_data = extent->kind == QCOW2_EXTENT_DATA || extent->hole;
+	unsigned top = extent->present && extent->depth == 0 ? Q2_ALLOCATION_TOP : 0;
 	if (extent->kind == QCOW2_EXTENT_COMPRESSED)
-		return Q2_ALLOCATION_PRESENT | Q2_ALLOCATION_COMPRESSED;
-	return (extent->present ? Q2_ALLOCATION_PRESENT : 0) | (is_zero ? Q2_ALLOCATION_ZERO : 0) |
+		return Q2_ALLOCATION_PRESENT | Q2_ALLOCATION_COMPRESSED | top;
+	return top | (extent->present ? Q2_ALLOCATION_PRESENT : 0) | (is_zero ? Q2_ALLOCATION_ZERO : 0) |
 	       (is_data ? Q2_ALLOCATION_DATA : 0) |
 	       (extent->host_offset != UINT64_MAX ? Q2_ALLOCATION_PLACE : 0);
 }

@@ -15,6 +15,7 @@ enum q2_allocation {
 	Q2_ALLOCATION_DATA = 1 << 2,    /* the tables say data, even where the host has a hole */
 	Q2_ALLOCATION_COMPRESSED = 1 << 3,
 	Q2_ALLOCATION_PLACE = 1 << 4, /* it has a place in a file */
+	Q2_ALLOCATION_TOP = 1 << 5,   /* the image itself has it, no layer below */
 };
 
 struct q2_piece {

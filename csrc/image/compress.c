@@ -49,26 +49,22 @@ static int place_stream(struct qcow2_image *image, uint32_t length, q2_host *hos
 	return 0;
 }
 
-int q2_compress_link(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
-		     struct qcow2_error *err)
+int q2_compress_place(struct qcow2_image *image, uint64_t offset, uint32_t length, uint64_t *host,
+		      struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	const struct q2_geometry *g = &meta->geo;
-	int rc = q2_edit_begin(image, err);
+	int rc = q2_link_table(&image->map, q2_guest_at(offset), err);
+	q2_host at;
 	if (!rc)
-		rc = q2_link_table(&image->map, q2_guest_at(offset), err);
-	q2_host host;
-	if (!rc)
-		rc = place_stream(image, length, &host, err);
+		rc = place_stream(image, length, &at, err);
 	if (rc)
 		return rc;
-	rc = qcow2_store_write(q2_edit_data(image), host.v, stream, length, err);
 	uint8_t *entry;
 	uint32_t left;
-	if (!rc)
-		rc = q2_link_edit(&image->map, q2_guest_at(offset), &entry, &left, err);
+	rc = q2_link_edit(&image->map, q2_guest_at(offset), &entry, &left, err);
 	if (rc) {
-		uint64_t first = host.v >> g->cluster_bits, last = (host.v + length - 1) >> g->cluster_bits;
+		uint64_t first = at.v >> g->cluster_bits, last = (at.v + length - 1) >> g->cluster_bits;
 		q2_alloc_abandon(meta, first, last - first + 1, NULL);
 		meta->stream_at = meta->stream_end = 0;
 		return rc;
@@ -77,8 +73,24 @@ int q2_compress_link(struct qcow2_image *image, uint64_t offset, const void *str
 	rc = q2_link_release(&image->map, &old, err);
 	if (rc)
 		return q2_commit_fail(meta, rc, err);
-	q2_link_put(g, entry, q2_entry_compressed(g, host, length), 0);
+	q2_link_put(g, entry, q2_entry_compressed(g, at, length), 0);
+	*host = at.v;
 	return 0;
+}
+
+/* The entry is changed in memory before the stream is written; only a commit takes it down, behind the data.
+ * After a failed write it must not be: the image is failed. */
+static int write_stream(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
+			struct qcow2_error *err)
+{
+	uint64_t host;
+	int rc = q2_edit_begin(image, err);
+	if (!rc)
+		rc = q2_compress_place(image, offset, length, &host, err);
+	if (rc)
+		return rc;
+	rc = qcow2_store_write(q2_edit_data(image), host, stream, length, err);
+	return rc ? q2_commit_fail(&image->meta, rc, err) : 0;
 }
 
 int qcow2_image_write_compressed(struct qcow2_image *image, uint64_t offset, const void *buf, size_t length,
@@ -113,6 +125,6 @@ int qcow2_image_write_compressed(struct qcow2_image *image, uint64_t offset, con
 	if (!rc && !used)
 		return qcow2_image_write(image, offset, buf, length, err);
 	if (!rc)
-		rc = q2_compress_link(image, offset, stream, (uint32_t)used, err);
+		rc = write_stream(image, offset, stream, (uint32_t)used, err);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }

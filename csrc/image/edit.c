@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * What every change of an image shares: its beginning, its flush, its end. */
+#include "base/be.h"
 #include "data/codec.h"
 #include "format/record.h"
 #include "image/image.h"
@@ -231,4 +232,34 @@ int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 	if (!rc)
 		image->begun = false;
 	return rc;
+}
+
+int q2_image_hide(struct qcow2_image *image, struct qcow2_error *err)
+{
+	image->meta.hidden = true;
+	return q2_commit_header(&image->meta, err);
+}
+
+int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	int rc = q2_track_end(image, err);
+	if (!rc)
+		rc = q2_commit_flush(meta, err);
+	/* Everything first, the magic last: when the caller wants it on disk, in that order there too. */
+	if (!rc && flush) {
+		meta->hidden = false;
+		rc = q2_commit_barrier(meta, err);
+		meta->hidden = true;
+	}
+	uint8_t magic[4];
+	q2_store32(magic, Q2_MAGIC);
+	if (!rc)
+		rc = qcow2_store_write(meta->store, 0, magic, sizeof magic, err);
+	if (rc)
+		return rc;
+	meta->hidden = false;
+	meta->unsynced = flush; /* else nothing waits for a flush at the close */
+	meta->data_unsynced = false;
+	return q2_commit_barrier(meta, err);
 }

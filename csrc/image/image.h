@@ -91,9 +91,25 @@ int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t
  * the L1 table covers. */
 int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);
 
-/* Links `length` bytes of compressed stream as the cluster at guest `offset` (compress.c). */
-int q2_compress_link(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
-		     struct qcow2_error *err);
+/*
+ * For a copy into a new image, whose data is written by others: places are taken and linked in memory, the
+ * caller has the data written there before it commits (invariant 3).
+ *
+ * q2_compress_place: a place for a compressed stream as the cluster at guest `offset`.
+ * q2_write_place: places for `count` whole clusters that hold nothing yet, from guest `offset` on; as many as lie
+ * in one piece. gives: *host of the first byte in q2_edit_data's store, *got clusters.
+ */
+int q2_compress_place(struct qcow2_image *image, uint64_t offset, uint32_t length, uint64_t *host,
+		      struct qcow2_error *err);
+int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, uint64_t *host, uint64_t *got,
+		   struct qcow2_error *err);
+
+/*
+ * A new image in the making is hidden: its magic is missing on disk, so that what is left of it after a kill looks
+ * like no image, and barriers are left out, since nobody reads it before it is whole. Showing it writes the magic.
+ */
+int q2_image_hide(struct qcow2_image *image, struct qcow2_error *err);
+int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err);
 
 /* ---- bitmaps that follow writes (bitmap_track.c) -------------------------------------------- */
 

@@ -268,6 +268,27 @@ static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t
 	return rc ? q2_commit_fail(meta, rc, err) : 0;
 }
 
+int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, uint64_t *host, uint64_t *got,
+		   struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	unsigned bits = meta->geo.cluster_bits;
+	struct span span = {.first = offset, .count = count, .host = q2_host_at(offset)};
+	const struct edge none[2] = {{UINT64_MAX, 0}, {UINT64_MAX, 0}};
+	uint64_t start = 0;
+	int rc = q2_link_table(&image->map, q2_guest_at(offset), err);
+	if (!rc && !meta->geo.external_data) {
+		rc = q2_alloc(meta, count, false, &start, &span.count, err);
+		span.host = q2_host_at(start << bits);
+	}
+	if (rc)
+		return rc;
+	*host = span.host.v;
+	*got = span.count;
+	rc = link_span(image, &span, none, err);
+	return rc ? q2_commit_fail(meta, rc, err) : 0;
+}
+
 int qcow2_image_write(struct qcow2_image *image, uint64_t offset, const void *buf, size_t length,
 		      struct qcow2_error *err)
 {

@@ -43,6 +43,8 @@ int q2_commit_word(struct q2_vec *words, uint64_t at, uint64_t value, struct qco
 int q2_commit_barrier(struct q2_meta *meta, struct qcow2_error *err)
 {
 	int rc = 0;
+	if (meta->hidden)
+		return 0;
 	/* Invariant 3: the data file first, what the entries point at lies there. */
 	if (meta->data && meta->data_unsynced)
 		rc = qcow2_store_flush(meta->data, err);
@@ -181,6 +183,8 @@ int q2_commit_header(struct q2_meta *meta, struct qcow2_error *err)
 	if (rc)
 		return rc;
 	size_t length = q2_header_put(&meta->header, bytes);
+	if (meta->hidden)
+		memset(bytes, 0, 4);
 	rc = qcow2_store_write(meta->store, 0, bytes, length, err);
 	meta->unsynced = true;
 	if (!rc)
