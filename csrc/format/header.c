@@ -231,8 +231,8 @@ int q2_header_check_places(const struct qcow2_header *h, uint64_t file_length, s
 	if (reftable_bytes == 0)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 56,
 				    "Image does not contain a reference count table");
-	int rc = check_table(h, "Reference count table", h->refcount_table_offset, reftable_bytes, file_length,
-			     err);
+	int rc = check_table(h, "Reference count table", h->refcount_table_offset, reftable_bytes,
+			     file_length, err);
 	if (!rc)
 		rc = check_table(h, "Active L1 table", h->l1_table_offset, (uint64_t)h->l1_size * 8,
 				 file_length, err);

@@ -18,9 +18,9 @@ struct record {
 struct power_store {
 	struct qcow2_store store;
 	struct qcow2_store *inner;
-	struct qcow2_store *base; /* in memory: what inner held at the start */
-	pthread_mutex_t lock;     /* the order of the record is the order at inner */
-	struct q2_vec records;    /* struct record */
+	struct qcow2_store *base;  /* in memory: what inner held at the start */
+	pthread_mutex_t lock;      /* the order of the record is the order at inner */
+	struct q2_vec records;     /* struct record */
 	struct qcow2_store *clock; /* whose ticks number the operations; NULL: its own */
 	atomic_ullong ticks;
 };

@@ -166,8 +166,9 @@ static int read_bitmaps(struct qcow2_image *image, uint64_t *sum, struct qcow2_e
 	return rc;
 }
 
-static int (*const steps[])(struct qcow2_image *, uint64_t *, struct qcow2_error *) = {
-	read_disk, read_extents, read_tables, read_snapshots, read_bitmaps};
+static int (*const steps[])(struct qcow2_image *, uint64_t *,
+			    struct qcow2_error *) = {read_disk, read_extents, read_tables, read_snapshots,
+						     read_bitmaps};
 enum { STEPS = sizeof steps / sizeof *steps };
 
 static int open_one(const char *path, bool raw, struct qcow2_image **image, struct qcow2_error *err)
