@@ -240,7 +240,8 @@ static uint64_t skip_empty_l1(const struct q2_map *map, uint64_t index, uint64_t
 static bool recall(const struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run)
 {
 	uint64_t into = start.v - map->last_start.v; /* huge for a start before it */
-	if (into >= map->last.length || map->last_changes != map->meta->cache.changes)
+	if (into >= map->last.length || map->last_changes != map->meta->cache.changes ||
+	    map->last_l1 != map->l1)
 		return false;
 	uint64_t rest = map->last.length - into;
 	if (rest < limit && map->last_cut)
@@ -311,6 +312,7 @@ int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_ru
 	map->last = *run;
 	map->last_start = start;
 	map->last_changes = map->meta->cache.changes;
+	map->last_l1 = map->l1;
 	return 0;
 }
 

@@ -28,12 +28,13 @@ struct q2_map {
 
 	/*
 	 * The run that was found last and where it began: a walk whose runs are cut short by something else (a
-	 * layer below, a hole of the host) asks for its rest again and again. Good while meta->cache.changes is
-	 * what it was; who changes `l1` alone sets last.length to 0.
+	 * layer below, a hole of the host) asks for its rest again and again. Good while meta->cache.changes and
+	 * `l1` are what they were: every change of an entry goes through the cache or brings a new array.
 	 */
 	struct q2_run last;
 	q2_guest last_start;
 	uint64_t last_changes;
+	const uint64_t *last_l1;
 	bool last_cut; /* it ended at the limit of its caller, and may go on behind it */
 };
 
