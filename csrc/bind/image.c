@@ -19,7 +19,7 @@ static int l_open(lua_State *L)
 	int format = luaL_checkoption(L, 2, "qcow2", formats);
 	struct q2_handle *handle = q2_bind_new(L, Q2_IMAGE_CLASS);
 	struct qcow2_image **out = (struct qcow2_image **)&handle->object;
-	int rc = format                  ? qcow2_image_open_raw(store, out, &err)
+	int rc = format                ? qcow2_image_open_raw(store, out, &err)
 		 : lua_toboolean(L, 3) ? qcow2_image_open_damaged(store, out, &err)
 				       : qcow2_image_open(store, out, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;

@@ -229,24 +229,34 @@ static void judge_dense(struct bench *bench, uint64_t cluster, uint64_t stored)
 	}
 }
 
+static inline uint64_t stored_at(const uint8_t *counts, uint64_t index, unsigned order)
+{
+	/* The usual width, without the switch. */
+	return !counts      ? 0
+	       : order == 4 ? q2_load16(counts + 2 * index)
+			    : q2_refcount_get(counts, index, order);
+}
+
 /* Clusters [from, to) of the array beside their counts, which begin at number `index` of `counts`. */
 static void compare_dense(struct bench *bench, uint64_t from, uint64_t to, const uint8_t *counts,
 			  uint64_t index)
 {
 	const uint32_t *words = bench->check->census.dense;
 	unsigned order = bench->check->geo->refcount_order;
-	uint64_t highest = bench->highest;
-	for (uint64_t c = from; c < to; c++, index++) {
+	for (uint64_t c = from; c < to;) {
+		/* Neighbours are mostly alike: what was judged once holds for the run. */
 		uint32_t word = words[c];
-		uint64_t stored = !counts      ? 0
-				  : order == 4 ? (uint64_t)counts[2 * index] << 8 | counts[2 * index + 1]
-					       : q2_refcount_get(counts, index, order);
-		if (word | stored)
-			highest = c + 1;
-		if (stored != (word & Q2_WORD_COUNT) || (word & misfit(stored)))
+		uint64_t stored = stored_at(counts, index + (c - from), order);
+		bool fits = stored == (word & Q2_WORD_COUNT) && !(word & misfit(stored));
+		if (!fits)
 			judge_dense(bench, c, stored);
+		do
+			c++;
+		while (fits && c < to && words[c] == word &&
+		       stored_at(counts, index + (c - from), order) == stored);
+		if (word | stored)
+			bench->highest = c;
 	}
-	bench->highest = highest;
 }
 
 /* `count` clusters of a run, or of no run (word 0), all stored alike. */

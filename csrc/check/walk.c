@@ -213,21 +213,23 @@ static void push_run(struct eye *eye)
 	eye->run.count = 0;
 }
 
-static inline void count_cluster(struct eye *eye, uint64_t cluster, uint32_t word)
+static inline void count_clusters(struct eye *eye, uint64_t cluster, uint32_t count, uint32_t word)
 {
-	if (eye->run.word == word && eye->run.start + eye->run.count == cluster && eye->run.count) {
-		eye->run.count++;
+	if (eye->run.word == word && eye->run.start + eye->run.count == cluster && eye->run.count &&
+	    eye->run.count <= UINT32_MAX - count) {
+		eye->run.count += count;
 		return;
 	}
 	push_run(eye);
-	eye->run = (struct q2_run_of_words){cluster, 1, word};
+	eye->run = (struct q2_run_of_words){cluster, count, word};
 }
 
-static inline void count_allocated(struct eye *eye, uint64_t host)
+/* `count` entries in a row with clusters in a row, the first of them at `host`. */
+static inline void count_allocated(struct eye *eye, uint64_t host, uint64_t count)
 {
-	eye->allocated++;
+	eye->allocated += count;
 	eye->fragmented += eye->next && host != eye->next;
-	eye->next = host + eye->check->geo->cluster_size;
+	eye->next = host + (count << eye->check->geo->cluster_bits);
 }
 
 static uint64_t guest_of(const struct eye *eye, uint64_t index)
@@ -262,8 +264,8 @@ static void count_bytes(struct eye *eye, uint64_t at, uint64_t length, uint32_t 
 {
 	unsigned bits = eye->check->geo->cluster_bits;
 	uint64_t end = q2_min(at + length, eye->check->file_length);
-	for (uint64_t cluster = at >> bits; at < end && cluster <= (end - 1) >> bits; cluster++)
-		count_cluster(eye, cluster, word);
+	if (at < end)
+		count_clusters(eye, at >> bits, (uint32_t)(((end - 1) >> bits) - (at >> bits) + 1), word);
 }
 
 static void judge_compressed(struct eye *eye, uint64_t index, uint64_t word, uint64_t bitmap)
@@ -321,7 +323,7 @@ static void judge_entry(struct eye *eye, uint64_t index, uint64_t word, uint64_t
 	bool aligned = q2_is_aligned(host, cluster_size);
 	if (!aligned)
 		report_entry(eye, QCOW2_PROBLEM_DATA_UNALIGNED, index, word, bitmap, host, cluster_size);
-	count_allocated(eye, host);
+	count_allocated(eye, host, 1);
 	if (g->external_data) {
 		if (aligned && host != guest_of(eye, index))
 			report_entry(eye, QCOW2_PROBLEM_DATA_FILE_OFFSET, index, word, bitmap, host,
@@ -335,26 +337,54 @@ static void judge_entry(struct eye *eye, uint64_t index, uint64_t word, uint64_t
 	count_bytes(eye, host, cluster_size, word & Q2_COPIED ? eye->copied : eye->uncopied);
 }
 
+/*
+ * How many entries from the one at `bytes` on go on with the next cluster each, in the file and with the same flag.
+ * needs: the first one is a plain data cluster.
+ */
+static uint32_t row_of(const struct eye *eye, const uint8_t *bytes, const uint8_t *end)
+{
+	const struct q2_geometry *g = eye->check->geo;
+	uint64_t word = q2_load64(bytes), host = word & Q2_OFFSET_MASK;
+	uint64_t most = ((eye->check->file_length - 1 - host) >> g->cluster_bits) + 1;
+	most = q2_min(most, (uint64_t)(end - bytes) / g->l2_entry_size);
+	uint32_t count = 1;
+	if (g->extended_l2) {
+		for (; count < most; count++) {
+			const uint8_t *entry = bytes + (size_t)count * 16;
+			uint64_t bitmap = q2_load64(entry + 8);
+			if (q2_load64(entry) != (word += g->cluster_size) || (bitmap & bitmap >> 32))
+				break;
+		}
+	} else {
+		while (count < most && q2_load64(bytes + (size_t)count * 8) == (word += g->cluster_size))
+			count++;
+	}
+	return count;
+}
+
 /* Entries of a table in `bytes`, the first of them number `index`. */
 static void judge_entries(struct eye *eye, const uint8_t *bytes, uint64_t length, uint64_t index)
 {
 	const struct q2_geometry *g = eye->check->geo;
 	const uint64_t file_length = eye->check->file_length, within = g->cluster_size - 1;
 	const uint32_t size = g->l2_entry_size;
-	const unsigned bits = g->cluster_bits;
-	for (const uint8_t *end = bytes + length; bytes < end; bytes += size, index++) {
+	uint32_t row;
+	for (const uint8_t *end = bytes + length; bytes < end; bytes += (size_t)row * size, index += row) {
 		uint64_t word = q2_load64(bytes);
 		uint64_t bitmap = g->extended_l2 ? q2_load64(bytes + 8) : 0;
 		uint64_t host = word & ~Q2_COPIED;
+		row = 1;
 		if (!(word | bitmap))
 			continue;
 		/* Nearly all of nearly every image: data, whole, where it may be. */
 		bool plain = host && !(host & (~Q2_OFFSET_MASK | within)) && !(bitmap & bitmap >> 32);
 		if (plain && !g->external_data && host < file_length) {
-			count_allocated(eye, host);
-			count_cluster(eye, host >> bits, word & Q2_COPIED ? eye->copied : eye->uncopied);
+			row = row_of(eye, bytes, end);
+			count_allocated(eye, host, row);
+			count_clusters(eye, host >> g->cluster_bits, row,
+				       word & Q2_COPIED ? eye->copied : eye->uncopied);
 		} else if (plain && g->external_data && host != word && host == guest_of(eye, index)) {
-			count_allocated(eye, host);
+			count_allocated(eye, host, 1);
 		} else {
 			judge_entry(eye, index, word, bitmap);
 		}
