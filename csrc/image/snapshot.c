@@ -125,6 +125,7 @@ static int take_places(struct qcow2_image *image, struct change *change, const u
 		if (rc)
 			return rc;
 		*taken = *place = span;
+		q2_guard_add(&meta->guard, span.start, span.count);
 		left -= span.count;
 	}
 	return rc;

@@ -221,6 +221,19 @@ static int settle_punches(struct qcow2_image *image, uint64_t start, uint64_t le
 	return 0;
 }
 
+/* Invariant 6: an entry of a broken image may say that its data lies where metadata lives. */
+static int check_guard(const struct qcow2_image *image, const struct span *span, struct qcow2_error *err)
+{
+	const struct q2_meta *meta = &image->meta;
+	uint64_t cluster = span->host.v >> meta->geo.cluster_bits;
+	if (meta->geo.external_data || !q2_guard_has(&meta->guard, cluster, span->count))
+		return 0;
+	return q2_error_set(err, QCOW2_E_CORRUPT, span->first,
+			    "Guest offset %#" PRIx64 " is mapped to host offset %#" PRIx64
+			    ", where metadata lies; the image has to be repaired",
+			    span->first, span->host.v);
+}
+
 /* Writes what the next span holds of the request. gives: the bytes done. */
 static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t *buf, uint64_t length,
 		       uint64_t *done, struct qcow2_error *err)
@@ -232,6 +245,8 @@ static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t
 	int rc = settle_punches(image, offset, length, err);
 	if (!rc)
 		rc = find_span(image, offset, length, &span, err);
+	if (!rc && span.keep)
+		rc = check_guard(image, &span, err);
 	if (!rc)
 		rc = needs_link(image, &span, &linked, err);
 	if (rc)

@@ -4,6 +4,8 @@
 
 #include "base/mem.h"
 
+#include <inttypes.h>
+
 /* Copies the L2 table at `from` into fresh slices at `to`; 0 is an empty table. */
 static int fill_table(struct q2_meta *meta, uint64_t from, uint64_t to, struct qcow2_error *err)
 {
@@ -54,6 +56,7 @@ int q2_link_table(struct q2_map *map, q2_guest address, struct qcow2_error *err)
 		return rc;
 	}
 	map->l1[index] = at | Q2_COPIED;
+	q2_guard_add(&meta->guard, start, 1);
 	return 0;
 }
 
@@ -86,5 +89,10 @@ int q2_link_release(struct q2_map *map, const struct q2_entry *old, struct qcow2
 	uint64_t first = old->host.v >> g->cluster_bits, count = 1;
 	if (old->compressed)
 		count = ((old->host.v + old->host_length - 1) >> g->cluster_bits) - first + 1;
+	if (q2_guard_has(&map->meta->guard, first, count))
+		return q2_error_set(err, QCOW2_E_CORRUPT, old->host.v,
+				    "An L2 entry says that its data lies at host offset %#" PRIx64
+				    ", where metadata lies; the image has to be repaired",
+				    old->host.v);
 	return q2_alloc_release(map->meta, first, count, err);
 }

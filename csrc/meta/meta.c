@@ -12,6 +12,7 @@ void q2_meta_free(struct q2_meta *meta)
 	q2_cache_free(&meta->cache);
 	free(meta->reftable);
 	meta->reftable = NULL;
+	q2_guard_free(&meta->guard);
 	q2_vec_free(&meta->l1_words);
 	q2_vec_free(&meta->reftable_words);
 	q2_vec_free(&meta->pending_free);

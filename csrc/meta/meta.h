@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "format/entry.h"
 #include "meta/cache.h"
+#include "meta/guard.h"
 
 /* A stretch of host clusters, or of the external data file (bytes, see pending_punch). */
 struct q2_span {
@@ -33,6 +34,7 @@ struct q2_meta {
 	bool hidden;                    /* a new image in the making: no magic on disk, no barriers */
 	bool unsynced, data_unsynced;   /* written since the last flush: image file, external data file */
 	uint64_t free_hint;             /* no cluster below it is free */
+	struct q2_guard guard;           /* invariant 6: clusters of live metadata */
 	uint64_t virgin;                /* clusters from here on were never written: they read as zeros */
 	struct q2_vec l1_words;         /* struct q2_word: links waiting for what they point at */
 	struct q2_vec reftable_words;   /* struct q2_word */
@@ -94,7 +96,7 @@ int q2_refcount_read(struct q2_meta *meta, uint64_t cluster, uint64_t *count, st
 
 /*
  * Live metadata whose count is 0 would be handed out as free: such an image is refused before the first write
- * (SAFETY rule 4). `what` names the table. fails: `corrupt`.
+ * (SAFETY rule 4). `what` names the table. What is verified is guarded from then on. fails: `corrupt`.
  */
 int q2_alloc_verify(struct q2_meta *meta, const char *what, uint64_t offset, uint64_t bytes,
 		    struct qcow2_error *err);

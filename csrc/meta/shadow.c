@@ -17,6 +17,7 @@ int q2_shadow_take(struct q2_meta *meta, struct q2_shadow *shadow, uint64_t coun
 		return q2_error_nomem(err);
 	}
 	*span = (struct q2_span){*start, count};
+	q2_guard_add(&meta->guard, *start, count);
 	return 0;
 }
 
