@@ -262,12 +262,15 @@ static int file_resize(struct qcow2_store *store, uint64_t length, struct qcow2_
 {
 	char name[256];
 	uint64_t end;
-	int ret;
+	int ret = file_length(store, &end, err);
 
+	/* Nothing to do is more than saved time: ext4 writes out a file at its close when it was ever cut to
+	 * nothing, were it empty before. */
+	if (ret || length == end)
+		return ret;
 	if (store->is_device) {
-		ret = file_length(store, &end, err);
-		if (ret || length <= end)
-			return ret;
+		if (length < end)
+			return 0;
 		q2_error_escape(name, sizeof name, store->name, strlen(store->name));
 		return q2_error_set(err, QCOW2_E_NOSPACE, Q2_NO_OFFSET,
 				    "Could not resize '%s': the device has %llu bytes, %llu are asked for",
