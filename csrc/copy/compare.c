@@ -174,7 +174,8 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 			return rc;
 		uint64_t n = pieces[0].length;
 		bool both_zero = q2_piece_is_zero(&pieces[0]) && q2_piece_is_zero(&pieces[1]);
-		if (compare->strict && pieces[0].allocation != pieces[1].allocation) {
+		if (compare->strict &&
+		    ((pieces[0].allocation ^ pieces[1].allocation) & ~(unsigned)Q2_ALLOCATION_TOP)) {
 			compare->result = QCOW2_DIFFERENT_ALLOCATION;
 			compare->offset = allocation_offset(compare);
 			job->listed = true;
