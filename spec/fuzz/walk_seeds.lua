@@ -4,6 +4,7 @@
 --   lua5.4 spec/fuzz/walk_seeds.lua [FOLDER]         (default spec/fuzz/corpus/walk)
 package.path = "./?.lua;" .. package.path
 local forge = require "spec.support.forge"
+local qemu = require "spec.support.qemu"
 local tmp = require "spec.support.tmp"
 
 local folder = arg[1] or "spec/fuzz/corpus/walk"
@@ -23,15 +24,18 @@ local function input_of(bytes, shift, flags)
   return string.char(shift | (flags or 0)) .. table.concat(pieces)
 end
 
+local function put(name, path, shift, flags)
+  local file <close> = assert(io.open(path, "rb"))
+  local bytes = input_of(file:read("a"), shift, flags)
+  assert(#bytes <= 20480, name .. " is too large")
+  local out <close> = assert(io.open(folder .. "/" .. name, "wb"))
+  out:write(bytes)
+end
+
 local function seed(name, description, shift, flags)
   local path = tmp.path()
   forge.write(path, description)
-  local file <close> = assert(io.open(path, "rb"))
-  local bits = description.header and description.header.cluster_bits or 16
-  local bytes = input_of(file:read("a"), shift or bits - 9, flags)
-  assert(#bytes <= 16384, name .. " is too large")
-  local out <close> = assert(io.open(folder .. "/" .. name, "wb"))
-  out:write(bytes)
+  put(name, path, shift or description.header.cluster_bits - 9, flags)
 end
 
 local function header(bits, size, more)
@@ -121,3 +125,29 @@ seed("l2_shared", { header = header(9, 256 * 512), clusters = { [0] = { data = "
   l1 = { [1] = 2560, [2] = 2560 } }, 0)
 seed("reserved_bits", { header = header(9, 32768), clusters = { [0] = 0x3f000000000001fe, [1] = 1 << 63 } }, 0)
 seed("data_past_end", { header = header(9, 32768), clusters = { [0] = 1 << 40, [1] = 1 << 40 | 512 } }, 0)
+
+-- The same by QEMU's own hand.
+local function by_qemu(name, options, commands, more)
+  local path = tmp.path()
+  options.cluster_size = 512
+  qemu.create(path, options)
+  qemu.io(path, commands)
+  if more then more(path) end
+  put("qemu_" .. name, path, 0)
+end
+
+by_qemu("plain", { size = "32K" }, { "write -P 1 0 2k", "write -z 4k 1k", "write -zu 0 512", "write -c -P 7 8k 1k" })
+by_qemu("version_2", { size = "32K", compat = "0.10" }, { "write -P 1 0 2k", "write -c -P 7 8k 1k" })
+by_qemu("zstd", { size = "32K", compression_type = "zstd" }, { "write -c -P 7 8k 1k", "write -P 1 0 600" })
+by_qemu("refcounts", { size = "32K", refcount_bits = 1, lazy_refcounts = true },
+  { "write -P 1 0 2k", "discard 512 1k" })
+by_qemu("snapshots", { size = "32K" }, { "write -P 1 0 1k" }, function(path)
+  qemu.snapshot(path, "-c", "one")
+  qemu.io(path, { "write -P 2 512 1k" })
+  qemu.snapshot(path, "-c", "two")
+end)
+by_qemu("bitmaps", { size = "32K" }, { "write -P 1 0 1k" }, function(path)
+  qemu.bitmap(path, "b", "--add", "-g", "512")
+  qemu.bitmap(path, "off", "--add", "--disable")
+  qemu.io(path, { "write -P 2 5k 1k" })
+end)
