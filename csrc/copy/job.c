@@ -15,14 +15,13 @@ static void send_units(struct qcow2_job *job, uint64_t deadline)
 	while (!all_listed(job)) {
 		void *unit = q2_pool_room(job->pool);
 		bool worth = false;
-		if (unit)
-			job->ops->fill(job, unit, deadline, &worth, &job->failure);
-		if (worth) {
-			/* A failure of the listing lies behind what was listed, one of the sending before it. */
-			struct qcow2_error err;
-			if (q2_pool_submit(job->pool, &err))
-				job->failure = err;
-		}
+		struct qcow2_error err;
+		/* A record may be left by something that was got over: only the code says that it failed. */
+		if (unit && job->ops->fill(job, unit, deadline, &worth, &err))
+			job->failure = err;
+		/* A failure of the listing lies behind what was listed, one of the sending before it. */
+		if (worth && q2_pool_submit(job->pool, &err))
+			job->failure = err;
 		if (q2_pool_now() >= deadline)
 			return;
 		if (!unit)
@@ -41,8 +40,9 @@ static void conclude(struct qcow2_job *job)
 		job->failure = what;
 	else if (stopped > 0)
 		job->failure = (struct qcow2_error){0};
-	if (!job->failure.code)
-		job->ops->finish(job, stopped, &what, &job->failure);
+	struct qcow2_error err;
+	if (!job->failure.code && job->ops->finish(job, stopped, &what, &err))
+		job->failure = err;
 	job->phase = job->failure.code ? Q2_JOB_FAILED : Q2_JOB_DONE;
 }
 
