@@ -141,7 +141,7 @@ static int join(struct q2_census *census, const struct q2_vec *left, const struc
 		struct q2_vec *out)
 {
 	const struct q2_run_of_words *l = left->items, *r = right->items;
-	const struct q2_run_of_words *l_end = l + left->count, *r_end = r + right->count;
+	const struct q2_run_of_words *l_end = l ? l + left->count : l, *r_end = r ? r + right->count : r;
 	uint64_t at = 0; /* all before it is done */
 	int rc = 0;
 	while (!rc && (l < l_end || r < r_end)) {
@@ -323,7 +323,7 @@ uint32_t q2_census_get(const struct q2_census *census, uint64_t cluster)
 {
 	if (cluster < census->dense_count)
 		return census->dense[cluster];
+	const struct q2_run_of_words *runs = census->runs.items;
 	size_t i = q2_census_find(census, cluster);
-	const struct q2_run_of_words *run = (struct q2_run_of_words *)census->runs.items + i;
-	return i < census->runs.count && run->start <= cluster ? run->word : 0;
+	return i < census->runs.count && runs[i].start <= cluster ? runs[i].word : 0;
 }

@@ -80,6 +80,8 @@ static int by_number(const void *a, const void *b)
 int q2_sweep_tables(struct q2_table_place *tables, size_t count, struct q2_vec *stretches,
 		    struct qcow2_error *err)
 {
+	if (!count)
+		return 0;
 	q2_auto uint64_t *ends = q2_new(count, sizeof *ends);
 	if (!ends)
 		return q2_error_nomem(err);
