@@ -286,6 +286,10 @@ int qcow2_image_is_preallocated(struct qcow2_image *image, bool *preallocated, s
  * be repaired first. Nothing is written yet; unknown autoclear bits go before the first write.
  */
 int qcow2_image_begin(struct qcow2_image *image, struct qcow2_error *err);
+
+/* The same, but an external data file need not be attached: what changes tables alone works, what needs guest data
+ * is `missing` until it is. */
+int qcow2_image_begin_tables(struct qcow2_image *image, struct qcow2_error *err);
 bool qcow2_image_writable(const struct qcow2_image *image);
 
 /*

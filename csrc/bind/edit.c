@@ -15,6 +15,12 @@ static int l_begin(lua_State *L)
 	return q2_bind_done(L, qcow2_image_begin(self(L), &err), &err);
 }
 
+static int l_begin_tables(lua_State *L)
+{
+	struct qcow2_error err;
+	return q2_bind_done(L, qcow2_image_begin_tables(self(L), &err), &err);
+}
+
 /* image:write(offset, bytes) */
 static int l_write(lua_State *L)
 {
@@ -130,6 +136,7 @@ void q2_bind_open_edit(lua_State *L)
 {
 	static const luaL_Reg methods[] = {
 		{"begin", l_begin},
+		{"begin_tables", l_begin_tables},
 		{"write", l_write},
 		{"write_compressed", l_write_compressed},
 		{"zero", l_zero},

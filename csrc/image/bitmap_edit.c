@@ -107,7 +107,7 @@ static int give_up(struct qcow2_image *image, struct directory *dir, const struc
 
 static int begin(struct qcow2_image *image, struct qcow2_error *err)
 {
-	int rc = q2_edit_begin(image, err);
+	int rc = q2_edit_tables(image, err);
 	if (!rc && (image->raw || image->meta.header.version < 3))
 		rc = q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
 				  "Persistent bitmaps need a qcow2 image of version 3");

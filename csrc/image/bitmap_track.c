@@ -127,6 +127,7 @@ int q2_track_end(struct qcow2_image *image, struct qcow2_error *err)
 {
 	struct track *tracks = image->tracks.items;
 	int rc = 0;
+	image->edited = false; /* the next write marks them again, also those that are new by then */
 	if (!image->tracks.count)
 		return 0;
 	for (size_t i = 0; i < image->tracks.count && !rc; i++)
@@ -144,6 +145,5 @@ int q2_track_end(struct qcow2_image *image, struct qcow2_error *err)
 		return rc;
 	q2_track_free(image);
 	q2_image_forget_bitmaps(image);
-	image->edited = false; /* the next write marks them again */
 	return 0;
 }

@@ -84,7 +84,7 @@ static int verify_metadata(struct qcow2_image *image, struct qcow2_error *err)
 	return rc ? rc : verify_bitmaps(image, err);
 }
 
-static int begin(struct qcow2_image *image, struct qcow2_error *err)
+static int begin(struct qcow2_image *image, bool tables_only, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	const struct qcow2_header *h = &meta->header;
@@ -104,11 +104,12 @@ static int begin(struct qcow2_image *image, struct qcow2_error *err)
 	if (h->crypt_method)
 		return q2_error_set(err, QCOW2_E_UNSUPPORTED, 32,
 				    "The image is encrypted; writing to encrypted images is not supported");
-	struct qcow2_store *data;
-	int rc = q2_image_data_store(image, &data, err);
+	bool without = tables_only && meta->geo.external_data && !image->data;
+	struct qcow2_store *data = NULL;
+	int rc = without ? 0 : q2_image_data_store(image, &data, err);
 	if (rc)
 		return rc;
-	if (!qcow2_store_writable(data))
+	if (data && !qcow2_store_writable(data))
 		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET,
 				    "The external data file was opened read-only");
 	rc = verify_metadata(image, err);
@@ -124,12 +125,21 @@ int qcow2_image_begin(struct qcow2_image *image, struct qcow2_error *err)
 {
 	if (image->begun)
 		return 0;
-	int rc = begin(image, err);
+	int rc = begin(image, false, err);
 	image->begun = !rc;
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
-int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err)
+int qcow2_image_begin_tables(struct qcow2_image *image, struct qcow2_error *err)
+{
+	if (image->begun)
+		return 0;
+	int rc = begin(image, true, err);
+	image->begun = !rc;
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int q2_edit_tables(struct qcow2_image *image, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	struct qcow2_header *h = &meta->header;
@@ -140,7 +150,7 @@ int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err)
 	if (rc || image->raw)
 		return rc;
 	image->expanded_host = UINT64_MAX;
-	if (!image->edited) {
+	if (!image->prepared) {
 		bool lazy = h->version >= 3 && (h->compatible_features & Q2_COMPATIBLE_LAZY_REFCOUNTS);
 		uint64_t autoclear = h->autoclear_features & Q2_AUTOCLEAR_KNOWN;
 		if (lazy || autoclear != h->autoclear_features) {
@@ -152,12 +162,32 @@ int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err)
 				return rc;
 			meta->lazy = lazy;
 		}
-		rc = q2_track_begin(image, err);
-		if (rc)
-			return rc;
-		image->edited = true;
+		image->prepared = true;
 	}
 	return q2_cache_is_full(&meta->cache) ? q2_commit(meta, err) : 0;
+}
+
+int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct qcow2_store *data;
+	int rc = q2_edit_tables(image, err);
+	if (rc || image->raw)
+		return rc;
+	if (image->meta.geo.external_data && !image->meta.data) {
+		/* Begun for the tables alone. */
+		rc = q2_image_data_store(image, &data, err);
+		if (!rc && !qcow2_store_writable(data))
+			rc = q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET,
+					  "The external data file was opened read-only");
+		if (rc)
+			return rc;
+		image->meta.data = data;
+	}
+	if (!image->edited) {
+		rc = q2_track_begin(image, err);
+		image->edited = !rc;
+	}
+	return rc;
 }
 
 struct qcow2_store *q2_edit_data(struct qcow2_image *image)

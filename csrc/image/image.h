@@ -26,7 +26,8 @@ struct qcow2_image {
 
 	struct q2_vec tracks; /* bitmaps that follow writes (bitmap_track.c) */
 	bool begun;           /* qcow2_image_begin succeeded */
-	bool edited;          /* the first write's preparations are on disk */
+	bool prepared;        /* what has to be on disk before any change is */
+	bool edited;          /* the same before guest data changes */
 
 	uint8_t *head; /* the header cluster, head_length bytes: names and extensions point into it */
 	uint32_t head_length;
@@ -71,9 +72,13 @@ int q2_image_reload_head(struct qcow2_image *image, struct qcow2_error *err);
 /* ---- writing ------------------------------------------------------------------------------ */
 
 /*
- * Begins one change: refuses what cannot be written, commits when the cache is full, and before the very
- * first one clears unknown autoclear bits and sets the dirty bit of lazy refcounts.
+ * Begins one change of tables alone: refuses what cannot be written, commits when the cache is full, and before the
+ * very first one clears unknown autoclear bits and sets the dirty bit of lazy refcounts.
  */
+int q2_edit_tables(struct qcow2_image *image, struct qcow2_error *err);
+
+/* The same for a change of guest data: its store has to be there (`missing`), and bitmaps that follow writes are
+ * marked in use. */
 int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err);
 
 /* The store that guest data goes to, marked as written since the last flush. */

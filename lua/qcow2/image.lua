@@ -463,8 +463,12 @@ end
 
 -- ---- writing: lua/qcow2/change.lua adds what changes an image -----------------------------------
 
--- Makes the image writable: its data file has to be there, its backing file only once bytes of it are needed.
+-- Makes the image writable: its data file has to be there, its backing file only once bytes of it are needed. With
+-- data_file = false the tables alone can be changed.
 function image.begin(self, state)
+  if state.data_file == false then
+    return raw.begin_tables(self)
+  end
   local ok, message, kind, errno = attach_data(self, state)
   if ok then
     ok, message, kind, errno = raw.begin(self)

@@ -5,7 +5,8 @@
 -- An option is a table: `short` and `long` names without dashes (either may be missing; `hidden` lists further
 -- spellings), `key` (where its value goes; default the long name with underscores), `arg` (the argument's
 -- name; an option without is a flag), `optional` (the argument only counts when attached), `many` (collect all
--- values in a list; else the last one wins).
+-- values in a list; else the last one wins), `ordered` (with `many` and a `key` that options share: the list holds
+-- { option = long name, value = value } in the order of the command line).
 local getopt = {}
 
 ---Where an option's value is found in the result.
@@ -49,6 +50,9 @@ end
 
 local function store(values, option, value)
   local key = getopt.key(option)
+  if option.ordered then
+    value = { option = option.long, value = value }
+  end
   if option.many then
     values[key] = values[key] or {}
     table.insert(values[key], value)

@@ -175,6 +175,9 @@ function open_node(context, node, asked)
     force_share = asked.force_share or force_share or nil,
     references = references(context, path),
   }
+  if asked.tables_only then
+    opening.data_file = false
+  end
   local fine
   fine, message = take_references(context, node, opening)
   if fine then
@@ -193,6 +196,7 @@ end
 ---@field force_share? boolean  -U
 ---@field mode? "r"|"rw"
 ---@field snapshot? string
+---@field tables_only? boolean  the external data file is not opened
 ---@field damaged? boolean      tables may lie where none can be: for a check
 
 ---Opens an image by what the command line says.
@@ -221,14 +225,18 @@ function images.open(context, name, asked)
   if asked.format and not FORMATS[asked.format] then
     return nil, images.could_not_open(name, ("Unknown driver '%s'"):format(asked.format))
   end
-  local image, message, kind = qcow2.open(name, {
+  local opening = {
     format = asked.format,
     force_share = asked.force_share,
     mode = asked.mode,
     snapshot = asked.snapshot,
     damaged = asked.damaged,
     references = references(context, name),
-  })
+  }
+  if asked.tables_only then
+    opening.data_file = false
+  end
+  local image, message, kind = qcow2.open(name, opening)
   if not image then
     return nil, images.could_not_open(name, message), kind
   end
