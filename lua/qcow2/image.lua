@@ -551,6 +551,20 @@ properties.refcount_table = tables.refcount_table
 
 -- ---- the class -----------------------------------------------------------------------------
 
+-- Files that add methods, loaded when one is asked for that is not known yet.
+local more = { "qcow2.change", "qcow2.check" }
+
+---All methods are in image.methods when this returns; true when some were not.
+---@return boolean
+function image.complete()
+  local names = more
+  more = {}
+  for _, name in ipairs(names) do
+    require(name)
+  end
+  return #names > 0
+end
+
 class.__index = function(self, key)
   local method = methods[key]
   if method then
@@ -559,6 +573,9 @@ class.__index = function(self, key)
   local property = properties[key]
   if property then
     return property(self)
+  end
+  if image.complete() then
+    return self[key]
   end
   error(("an image has no '%s'"):format(tostring(key)), 2)
 end

@@ -1,13 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- The library as users require it: opening images and the operations on whole disks.
-local adopt = require("qcow2.adopt")
-local check = require("qcow2.check")
 local core = require("qcow2.core")
-local create = require("qcow2.create")
 local image = require("qcow2.image")
-require("qcow2.change")
-local job = require("qcow2.job")
-local measure = require("qcow2.measure")
 local size = require("qcow2.size")
 
 local qcow2 = {
@@ -15,15 +9,36 @@ local qcow2 = {
   features = core.features,
   open = image.open,
   probe = image.probe,
-  create = create.create,
-  adopt = adopt.adopt,
-  measure = measure.measure,
-  problems = check.problems,
   size = size.parse,
-  convert = require("qcow2.convert"),
-  compare = require("qcow2.compare"),
-  -- Class name -> table of methods, for those who list or extend them.
-  _classes = { image = image.methods, bitmap = image.bitmap_methods, job = job.methods },
 }
 
-return qcow2
+-- The rest is loaded when it is first asked for: most programs need little of it.
+local late = {
+  create = function() return require("qcow2.create").create end,
+  adopt = function() return require("qcow2.adopt").adopt end,
+  measure = function() return require("qcow2.measure").measure end,
+  problems = function() return require("qcow2.check").problems end,
+  convert = function() return require("qcow2.convert") end,
+  compare = function() return require("qcow2.compare") end,
+  -- Class name -> table of methods, for those who list or extend them.
+  _classes = function()
+    image.complete()
+    return { image = image.methods, bitmap = image.bitmap_methods, job = require("qcow2.job").methods }
+  end,
+}
+
+return setmetatable(qcow2, {
+  __index = function(self, name)
+    local load_it = late[name]
+    if load_it then
+      self[name] = load_it()
+      return self[name]
+    end
+  end,
+  __pairs = function(self)
+    for name in next, late do
+      local _ = self[name]
+    end
+    return next, self
+  end,
+})
