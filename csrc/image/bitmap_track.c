@@ -72,9 +72,11 @@ int q2_track_begin(struct qcow2_image *image, struct qcow2_error *err)
 	int rc = qcow2_image_bitmap_count(image, &count, err);
 	for (uint32_t i = 0; i < count && !rc; i++)
 		rc = add_track(image, i, err);
-	if (rc)
+	if (!rc && image->tracks.count)
+		rc = mark_in_use(image, true, err);
+	if (rc) /* the next write begins anew */
 		q2_track_free(image);
-	return rc || !image->tracks.count ? rc : mark_in_use(image, true, err);
+	return rc;
 }
 
 int q2_track_mark(struct qcow2_image *image, uint64_t offset, uint64_t length, struct qcow2_error *err)

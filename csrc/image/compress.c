@@ -49,48 +49,66 @@ static int place_stream(struct qcow2_image *image, uint32_t length, q2_host *hos
 	return 0;
 }
 
+/* Gives back what place_stream took. */
+static void abandon_stream(struct q2_meta *meta, q2_host at, uint32_t length)
+{
+	uint64_t first = at.v >> meta->geo.cluster_bits, last = (at.v + length - 1) >> meta->geo.cluster_bits;
+	q2_alloc_abandon(meta, first, last - first + 1, NULL);
+	meta->stream_at = meta->stream_end = 0;
+}
+
+/* Makes the entry of the cluster at guest `offset` name the stream. */
+static int link_stream(struct qcow2_image *image, uint64_t offset, q2_host at, uint32_t length,
+		       struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	uint8_t *entry;
+	uint32_t left;
+	int rc = q2_link_edit(&image->map, q2_guest_at(offset), &entry, &left, err);
+	if (rc) {
+		abandon_stream(meta, at, length);
+		return rc;
+	}
+	struct q2_entry old = q2_link_get(&meta->geo, entry);
+	rc = q2_link_release(&image->map, &old, err);
+	if (rc)
+		return q2_commit_fail(meta, rc, err);
+	q2_link_put(&meta->geo, entry, q2_entry_compressed(&meta->geo, at, length), 0);
+	return 0;
+}
+
 int q2_compress_place(struct qcow2_image *image, uint64_t offset, uint32_t length, uint64_t *host,
 		      struct qcow2_error *err)
 {
-	struct q2_meta *meta = &image->meta;
-	const struct q2_geometry *g = &meta->geo;
-	int rc = q2_link_table(&image->map, q2_guest_at(offset), err);
 	q2_host at;
+	int rc = q2_link_table(&image->map, q2_guest_at(offset), err);
+	if (!rc)
+		rc = place_stream(image, length, &at, err);
+	if (!rc)
+		rc = link_stream(image, offset, at, length, err);
+	if (!rc)
+		*host = at.v;
+	return rc;
+}
+
+/* The stream before the entry: when it cannot be written the cluster keeps what it had. */
+static int write_stream(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
+			struct qcow2_error *err)
+{
+	q2_host at;
+	int rc = q2_edit_begin(image, err);
+	if (!rc)
+		rc = q2_link_table(&image->map, q2_guest_at(offset), err);
 	if (!rc)
 		rc = place_stream(image, length, &at, err);
 	if (rc)
 		return rc;
-	uint8_t *entry;
-	uint32_t left;
-	rc = q2_link_edit(&image->map, q2_guest_at(offset), &entry, &left, err);
+	rc = qcow2_store_write(q2_edit_data(image), at.v, stream, length, err);
 	if (rc) {
-		uint64_t first = at.v >> g->cluster_bits, last = (at.v + length - 1) >> g->cluster_bits;
-		q2_alloc_abandon(meta, first, last - first + 1, NULL);
-		meta->stream_at = meta->stream_end = 0;
+		abandon_stream(&image->meta, at, length);
 		return rc;
 	}
-	struct q2_entry old = q2_link_get(g, entry);
-	rc = q2_link_release(&image->map, &old, err);
-	if (rc)
-		return q2_commit_fail(meta, rc, err);
-	q2_link_put(g, entry, q2_entry_compressed(g, at, length), 0);
-	*host = at.v;
-	return 0;
-}
-
-/* The entry is changed in memory before the stream is written; only a commit takes it down, behind the data.
- * After a failed write it must not be: the image is failed. */
-static int write_stream(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
-			struct qcow2_error *err)
-{
-	uint64_t host;
-	int rc = q2_edit_begin(image, err);
-	if (!rc)
-		rc = q2_compress_place(image, offset, length, &host, err);
-	if (rc)
-		return rc;
-	rc = qcow2_store_write(q2_edit_data(image), host, stream, length, err);
-	return rc ? q2_commit_fail(&image->meta, rc, err) : 0;
+	return link_stream(image, offset, at, length, err);
 }
 
 int qcow2_image_write_compressed(struct qcow2_image *image, uint64_t offset, const void *buf, size_t length,

@@ -42,20 +42,23 @@ int q2_commit_word(struct q2_vec *words, uint64_t at, uint64_t value, struct qco
 
 int q2_commit_barrier(struct q2_meta *meta, struct qcow2_error *err)
 {
-	int rc = 0;
-	if (meta->hidden)
-		return 0;
+	struct qcow2_error own;
+	if (!err)
+		err = &own;
+	int rc = q2_commit_check(meta, err);
+	if (rc || meta->hidden)
+		return rc;
 	/* Invariant 3: the data file first, what the entries point at lies there. */
 	if (meta->data && meta->data_unsynced)
 		rc = qcow2_store_flush(meta->data, err);
-	if (rc)
-		return rc;
-	meta->data_unsynced = false;
-	if (meta->unsynced)
+	meta->data_unsynced = meta->data_unsynced && rc;
+	if (!rc && meta->unsynced)
 		rc = qcow2_store_flush(meta->store, err);
-	if (!rc)
-		meta->unsynced = false;
-	return rc;
+	/* What the host has dropped by now it will not tell again: the next flush may well succeed. */
+	if (rc)
+		return q2_commit_fail(meta, rc, err);
+	meta->unsynced = false;
+	return 0;
 }
 
 static int write_words(struct q2_meta *meta, struct q2_vec *words, struct qcow2_error *err)

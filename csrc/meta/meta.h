@@ -137,7 +137,8 @@ int q2_commit(struct q2_meta *meta, struct qcow2_error *err);
 /* Commits, and has everything on stable storage: the guest's flush. */
 int q2_commit_flush(struct q2_meta *meta, struct qcow2_error *err);
 
-/* Data file and image file on stable storage, when they were written since the last time. */
+/* Data file and image file on stable storage, when they were written since the last time. fails: as the store;
+ * the image is then failed for good. */
 int q2_commit_barrier(struct q2_meta *meta, struct qcow2_error *err);
 
 /* Records the first failure of a metadata write; gives its code. */

@@ -175,12 +175,11 @@ function crash.judge(image_bytes, data_bytes, marks, parts, whole)
   list, image = crash.corruptions(image_bytes)
   if not image then return list end
   local store <close> = assert(core.store_memory(image_bytes))
-  local img, message = core.image_open(store, "qcow2")
+  local img <close>, message = core.image_open(store, "qcow2")
   if not img then
     add(list, "does not open: %s", message)
     return list
   end
-  local img_guard <close> = img
   local data <close> = data_bytes and assert(core.store_memory(data_bytes)) or nil
   if data then assert(raw.attach_data(img, data)) end
   if parts.backing then
@@ -264,7 +263,7 @@ end
 
 -- Does `op` write only a part of a sector that `earlier` changed too?
 local function shares_sector(op, earlier)
-  if op.kind ~= "w" or op.store ~= earlier.store or earlier.kind == "r" then return false end
+  if op.kind == "r" or op.store ~= earlier.store or earlier.kind == "r" then return false end
   local first, last = op.offset // SECTOR, (op.offset + op.length - 1) // SECTOR
   local function in_part(at)
     return at * SECTOR < earlier.offset + earlier.length and earlier.offset < (at + 1) * SECTOR
@@ -335,7 +334,7 @@ end
 
 -- The marks that a survivor of a cut after `count` operations may show: from the last one that was flushed by
 -- then up to the operation that was under way.
-local function marks_at(marks, count)
+function crash.marks_at(marks, count)
   local first = 1
   for i, mark in ipairs(marks) do
     if mark.flushed and mark.at <= count then first = i end
@@ -387,7 +386,7 @@ function crash.play(name, scenario, options)
   local qemu_percent = crash.long and 1 or 2
   for count = 0, #record do
     if count == #record or rng:chance(share) then
-      local marks = marks_at(s.marks, count)
+      local marks = crash.marks_at(s.marks, count)
       each_survivor(record, count, most, rng, function(dropped, torn, torn_bytes)
         local image = rebuild(stores, "image", record, count, dropped, torn, torn_bytes)
         local data = rebuild(stores, "data", record, count, dropped, torn, torn_bytes)

@@ -30,7 +30,7 @@ function scenarios.flavours()
   end
   return {
     of("standard", 1024, {}),
-    of("64-bit counts", 512, { refcount_bits = 64 }),
+    of("64-bit counts", 512, { refcount_bits = 64, size = 512 * 200 }),
     of("4-bit counts", 512, { refcount_bits = 4 }),
     of("version 2", 512, { version = 2 }),
     of("version 2, backing file", 512, { version = 2 }, { backing = patterned(512 * 30, 65) }),
@@ -137,6 +137,15 @@ local operations = {
     run = function(s) s:set_size(((s.parts.step // 8) ^ 2 * s.parts.step // 1 | 0) + 700 * 512) end },
   ["a resize to a smaller disk"] = { whole = true,
     run = function(s) s:set_size(2 * s.parts.step + 512, true) end },
+  ["a larger disk over what a smaller one left"] = { whole = true,
+    prepare = function(s) s:set_size(s.parts.step + 512, true) end,
+    run = function(s) s:set_size(20 * s.parts.step) end },
+  ["writes that need new blocks of counts"] = {
+    when = function(s) return s.parts.create.refcount_bits == 64 end,
+    run = function(s)
+      s:write(20 * 512, fill("n", 90 * 512))
+      for i = 190, 110, -1 do s:write(i * 512, fill("o", 300)) end
+    end },
   ["a smaller and again a larger disk"] = { run = function(s)
     s:set_size(512, true)
     s:set_size(9 * s.parts.step)

@@ -6,7 +6,6 @@
 -- Operations work on the core's handles, without files: session.make() builds image, data file and backing file
 -- as strings; session.open() opens them over stores of the caller's choice.
 
-local qcow2 = require "qcow2"
 local core = require "qcow2.core"
 local raw = require("qcow2.image").raw
 
@@ -170,11 +169,20 @@ function Session:try(verb, ...)
   return ok, message, kind, errno
 end
 
+-- What session:write(...) and so on raise when the core says no.
+local Failure = {}
+Failure.__index = Failure
+Failure.__tostring = function(self) return ("%s: %s (%s)"):format(self.verb, self.message, self.kind) end
+
+session.Failure = Failure
+
 -- session:write(...) and so on: as try, and it has to succeed.
 for verb in pairs(predict) do
   Session[verb] = function(self, ...)
-    local ok, message = self:try(verb, ...)
-    if not ok then error(verb .. ": " .. message, 2) end
+    local ok, message, kind, errno = self:try(verb, ...)
+    if not ok then
+      error(setmetatable({ verb = verb, message = message, kind = kind, errno = errno }, Failure), 0)
+    end
   end
 end
 
@@ -220,7 +228,5 @@ function session.make(parts)
   if data then data:close() end
   return made
 end
-
-session.qcow2 = qcow2
 
 return session
