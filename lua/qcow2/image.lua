@@ -575,7 +575,7 @@ class.__index = function(self, key)
     return property(self)
   end
   if image.complete() then
-    return self[key]
+    return class.__index(self, key)
   end
   error(("an image has no '%s'"):format(tostring(key)), 2)
 end
