@@ -614,4 +614,49 @@ int qcow2_create_raw(struct qcow2_store *store, uint64_t size, enum qcow2_preall
 /* Does the host leave out copy-on-write for this store? false where it does not know such a thing. */
 bool qcow2_create_has_nocow(struct qcow2_store *store);
 
+/* ---- chains ------------------------------------------------------------------------------- */
+
+/* As qcow2_image_resize to a larger size; the new part gets its space at once. fails: `conflict` for a smaller
+ * size, and for METADATA with a raw image. */
+int qcow2_image_grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocation preallocation,
+		     struct qcow2_error *err);
+
+/*
+ * Stores another name and format of the backing file, by one switch of the header; name.data NULL: none. Nothing
+ * is opened, attached or compared: what the disk shows is the caller's business. fails: `nospace` when the header
+ * cluster has no room; `conflict` for raw images and external raw data files.
+ */
+int qcow2_image_set_backing(struct qcow2_image *image, struct qcow2_bytes name, struct qcow2_bytes format,
+			    struct qcow2_error *err);
+
+struct qcow2_rebase_options {
+	struct qcow2_bytes name, format; /* to be stored; name.data NULL: none */
+	bool compress;                   /* what is copied into the overlay */
+	unsigned threads;                /* 0: one per processor */
+};
+
+/*
+ * Puts `backing` (NULL: nothing) below the disk in place of what is there; what it shows never changes: where old
+ * and new differ, the old is copied into the overlay first. needs: `overlay` writable, both chains attached.
+ * At the end `backing` is attached. fails: `conflict` when a snapshot of the overlay would show something else.
+ */
+int qcow2_rebase_new(struct qcow2_image *overlay, struct qcow2_image *backing,
+		     const struct qcow2_rebase_options *options, struct qcow2_job **out,
+		     struct qcow2_error *err);
+
+struct qcow2_commit_options {
+	bool keep;        /* leave the overlay as it is; else it is emptied at the end */
+	uint64_t rate;    /* bytes a second at most; 0: no limit */
+	unsigned threads; /* 0: one per processor */
+};
+
+/*
+ * Moves what the layers above `base` hold into `base`, which grows when it is shorter. needs: `base` is a writable
+ * layer of the overlay's attached chain; the overlay is writable unless `keep`. upholds: what the overlay shows
+ * never changes. fails: `conflict` when a snapshot of the overlay would show something else.
+ */
+int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
+		     const struct qcow2_commit_options *options, struct qcow2_job **out,
+		     struct qcow2_error *err);
+
 #endif

@@ -56,6 +56,7 @@ void q2_bind_open_edit(lua_State *L);
 void q2_bind_open_bitmap(lua_State *L);
 void q2_bind_open_create(lua_State *L);
 void q2_bind_open_job(lua_State *L);
+void q2_bind_open_chain(lua_State *L);
 void q2_bind_open_check(lua_State *L);
 
 #endif

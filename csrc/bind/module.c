@@ -73,6 +73,7 @@ int luaopen_qcow2_core(lua_State *L)
 	q2_bind_open_bitmap(L);
 	q2_bind_open_create(L);
 	q2_bind_open_job(L);
+	q2_bind_open_chain(L);
 	q2_bind_open_check(L);
 	push_features(L);
 	lua_setfield(L, -2, "features");

@@ -75,6 +75,7 @@ static int fill_piece(const struct qcow2_extent *extent, struct q2_piece *piece,
 	int rc = 0;
 	piece->length = extent->length;
 	piece->kind = extent->kind;
+	piece->depth = extent->depth;
 	piece->allocation = allocation_of(extent);
 	if (q2_piece_is_zero(piece))
 		return 0;

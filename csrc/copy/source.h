@@ -22,6 +22,7 @@ struct q2_piece {
 	uint64_t offset, length; /* bytes of the whole, as the target sees it */
 	enum qcow2_extent_kind kind;
 	unsigned allocation;       /* bits of enum q2_allocation */
+	uint32_t depth;            /* of the layer that says so; 0: the image itself */
 	struct qcow2_store *store; /* DATA, COMPRESSED; borrowed from the source's images */
 	uint64_t host;             /* where in it: the first byte, or the stream */
 	uint32_t host_length;      /* COMPRESSED: bytes of the stream's sectors that the file has */

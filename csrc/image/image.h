@@ -96,6 +96,10 @@ int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t
  * the L1 table covers. */
 int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);
 
+/* The disk has nothing of its own any more: its backing file, or zeros, show everywhere (empty.c). Flushed. At
+ * every instant what the backing file shows must be what the disk showed. */
+int q2_image_empty(struct qcow2_image *image, struct qcow2_error *err);
+
 /*
  * For a copy into a new image, whose data is written by others: places are taken and linked in memory, the
  * caller has the data written there before it commits (invariant 3).

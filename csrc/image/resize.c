@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The disk's size: grown or shrunk with one switch of the header (invariant 5). */
 #include "image/image.h"
+#include "image/preallocate.h"
 #include "meta/link.h"
 
 #include <inttypes.h>
@@ -115,7 +116,8 @@ static int clear_grown(struct qcow2_image *image, uint64_t old, uint64_t size, s
 	return rc;
 }
 
-static int grow(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+static int grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocation mode,
+		struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	uint64_t old = image->size;
@@ -128,6 +130,10 @@ static int grow(struct qcow2_image *image, uint64_t size, struct qcow2_error *er
 	rc = clear_grown(image, old, size, err);
 	if (!rc)
 		rc = resize_data_file(image, size, err);
+	if (!rc && meta->data)
+		rc = q2_preallocate_plain(meta->data, old, size, mode, err);
+	if (!rc && mode != QCOW2_PREALLOCATION_OFF)
+		rc = q2_preallocate(image, old, mode, err);
 	if (!rc)
 		rc = q2_commit_flush(meta, err);
 	if (!rc) {
@@ -161,9 +167,15 @@ static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *
 	return rc ? rc : resize_data_file(image, size, err);
 }
 
-static int resize_raw(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+static int resize_raw(struct qcow2_image *image, uint64_t size, enum qcow2_preallocation mode,
+		      struct qcow2_error *err)
 {
-	int rc = qcow2_store_resize(image->store, size, err);
+	uint64_t old;
+	int rc = qcow2_store_length(image->store, &old, err);
+	if (!rc)
+		rc = qcow2_store_resize(image->store, size, err);
+	if (!rc)
+		rc = q2_preallocate_plain(image->store, old, size, mode, err);
 	if (!rc) {
 		image->meta.unsynced = true;
 		image->size = q2_round_up(size, 512);
@@ -171,35 +183,57 @@ static int resize_raw(struct qcow2_image *image, uint64_t size, struct qcow2_err
 	return rc;
 }
 
-int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags, struct qcow2_error *err)
+static int resize(struct qcow2_image *image, uint64_t size, bool may_shrink, enum qcow2_preallocation mode,
+		  struct qcow2_error *err)
 {
 	uint32_t snapshots = 0, bitmaps = 0;
 	int rc = q2_edit_begin(image, err);
-	if (!rc && size == image->size)
-		return 0;
-	if (!rc && size > INT64_MAX - 511)
-		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
-				  "A disk of %" PRIu64 " bytes is too large", size);
-	if (!rc && size < image->size && !(flags & QCOW2_RESIZE_SHRINK))
-		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				  "Shrinking to %" PRIu64
-				  " bytes would lose what lies behind; it has to be asked for",
-				  size);
-	if (!rc && !image->raw)
-		rc = qcow2_image_snapshot_count(image, &snapshots, err);
+	/* A raw file may end inside the disk's last sector. */
+	if (rc || (size == image->size && !image->raw))
+		return rc;
+	if (size > INT64_MAX - 511)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				    "A disk of %" PRIu64 " bytes is too large", size);
+	if (size < image->size && !may_shrink)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "Shrinking to %" PRIu64
+				    " bytes would lose what lies behind; it has to be asked for",
+				    size);
+	if (image->raw)
+		return resize_raw(image, size, mode, err);
+	rc = qcow2_image_snapshot_count(image, &snapshots, err);
 	/* Entries of version 2 snapshots do not say how large the disk was. */
 	if (!rc && snapshots && image->meta.header.version < 3)
 		rc = q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
 				  "A version 2 image that has snapshots cannot be resized");
-	if (!rc && !image->raw)
+	if (!rc)
 		rc = qcow2_image_bitmap_count(image, &bitmaps, err);
 	if (!rc && bitmaps)
 		rc = q2_error_set(
 			err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
 			"An image that has persistent bitmaps cannot be resized; remove them first");
-	if (!rc)
-		rc = image->raw           ? resize_raw(image, size, err)
-		     : size > image->size ? grow(image, size, err)
-					  : shrink(image, size, err);
+	if (rc)
+		return rc;
+	return size > image->size ? grow(image, size, mode, err) : shrink(image, size, err);
+}
+
+int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags, struct qcow2_error *err)
+{
+	int rc = resize(image, size, flags & QCOW2_RESIZE_SHRINK, QCOW2_PREALLOCATION_OFF, err);
+	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+int qcow2_image_grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocation preallocation,
+		     struct qcow2_error *err)
+{
+	int rc = 0;
+	if (size < image->size)
+		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				  "Preallocation can only be used for growing images");
+	else if (image->raw && preallocation == QCOW2_PREALLOCATION_METADATA)
+		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				  "Unsupported preallocation mode: metadata");
+	else
+		rc = resize(image, size, false, preallocation, err);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }

@@ -34,7 +34,7 @@ end
 
 -- ---- size ----------------------------------------------------------------------------------
 
-local resize_options = { shrink = "boolean" }
+local resize_options = { shrink = "boolean", preallocation = { "off", "metadata", "falloc", "full" } }
 
 function methods:resize(new_size, given)
   local o = options.check(given, resize_options)
@@ -46,7 +46,24 @@ function methods:resize(new_size, given)
       return nil, message, kind, errno
     end
   end
+  if (o.preallocation or "off") ~= "off" then
+    return raw.grow(self, bytes, o.preallocation)
+  end
   return raw.set_size(self, bytes, o.shrink or false)
+end
+
+-- ---- the backing file's name ----------------------------------------------------------------
+
+---Stores another backing name and format in the header; nothing is opened or compared.
+function methods:set_backing(name, format)
+  if name ~= nil and type(name) ~= "string" then
+    error("name must be a string or nil, not " .. type(name), 2)
+  elseif format ~= nil and format ~= "qcow2" and format ~= "raw" then
+    error("format must be \"qcow2\" or \"raw\"", 2)
+  elseif name and not format then
+    error("a backing file needs its format", 2)
+  end
+  return raw.name_backing(self, name, format)
 end
 
 -- ---- snapshots -----------------------------------------------------------------------------

@@ -20,6 +20,8 @@ local late = {
   problems = function() return require("qcow2.check").problems end,
   convert = function() return require("qcow2.convert") end,
   compare = function() return require("qcow2.compare") end,
+  commit = function() return require("qcow2.commit") end,
+  rebase = function() return require("qcow2.rebase") end,
   -- Class name -> table of methods, for those who list or extend them.
   _classes = function()
     image.complete()

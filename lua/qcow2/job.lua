@@ -7,7 +7,8 @@ local class = { __name = "qcow2.job" }
 
 ---Makes a job of a core handle.
 ---@param handle userdata          a core job
----@param finish fun(complete: boolean)  called once, after the threads have ended: all was done, or not
+---@param finish fun(complete: boolean): true?, string?, string?, integer?  called once, after the threads have ended:
+---all was done, or not; nil and a message when the end itself failed
 function job.new(handle, finish)
   return setmetatable({ handle = handle, finish = finish, done = false }, class)
 end
@@ -17,7 +18,7 @@ local function finish(self, complete)
   self.handle, self.finish = nil, nil
   self.lost_bytes = handle:lost()
   handle:close()
-  last(complete)
+  return last(complete)
 end
 
 -- done, total; nil at the end; nil, message, kind, errno.
@@ -36,8 +37,13 @@ local function step(self)
     return nil, total, more, errno
   end
   if not more then
+    local ended, message, kind
+    ended, message, kind, errno = finish(self, true)
+    if ended == nil and message then
+      self.failure = { message, kind, errno }
+      return nil, message, kind, errno
+    end
     self.done = true
-    finish(self, true)
   end
   return done, total
 end

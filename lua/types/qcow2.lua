@@ -168,6 +168,41 @@ function qcow2.convert(source, target, options) end
 ---@return qcow2.kind? kind
 function qcow2.compare(a, b, options) end
 
+---@class qcow2.commit_options
+---@field base? string                   the file of the chain to move into, as stored or as a path; default: the backing file; implies keep
+---@field keep? boolean                  leave the image as it is; default: it is emptied
+---@field rate? qcow2.size               bytes a second at most
+---@field references? qcow2.references   policy for the chain's names; default: that of the image
+---@field source? qcow2.open_options     how to open a disk given as a path
+---@field threads? integer
+
+---Moves what an image has beyond its backing file into the backing file, which grows when it is shorter. What the
+---image shows never changes. With `base` the images between lose their validity.
+---@param disk string|qcow2.image   an open image must be mode "rw" unless `keep`, its backing chain not attached yet
+---@param options? qcow2.commit_options
+---@return qcow2.job? job
+---@return string? message
+---@return qcow2.kind? kind
+function qcow2.commit(disk, options) end
+
+---@class qcow2.rebase_options
+---@field backing_file? string           stored as given, counts from the image's directory; nil: none
+---@field backing_fmt? "qcow2"|"raw"     required with backing_file
+---@field compress? boolean              what is copied into the image
+---@field force_share? boolean           open the new backing file even when it is written to
+---@field references? qcow2.references   policy for what the new backing file names
+---@field source? qcow2.open_options     how to open a disk given as a path
+---@field threads? integer
+
+---Puts another backing file below an image. What the image shows never changes: where old and new differ, the old
+---is copied into the image first. `image:set_backing` changes the name alone.
+---@param disk string|qcow2.image   an open image must be mode "rw"
+---@param options? qcow2.rebase_options
+---@return qcow2.job? job
+---@return string? message
+---@return qcow2.kind? kind
+function qcow2.rebase(disk, options) end
+
 ---A long-running operation, done in steps.
 ---@class qcow2.job
 ---@field done boolean
@@ -288,6 +323,12 @@ function image:bitmap(name) end
 ---@return qcow2.check_report? report, string? message, qcow2.kind? kind, integer? errno
 function image:check(options) end
 
+---Stores another backing name and format by one switch of the header; nil: none. Nothing is opened or compared.
+---@param name? string
+---@param format? "qcow2"|"raw"   required with a name
+---@return true?, string?, qcow2.kind?, integer?
+function image:set_backing(name, format) end
+
 ---Writes guest bytes. needs mode "rw". On stable storage after flush() or close().
 ---@param offset integer
 ---@param bytes string
@@ -317,9 +358,10 @@ function image:discard(offset, length) end
 ---@return true?, string?, qcow2.kind?, integer?
 function image:flush() end
 
----Grows the disk (new space reads as zeros), or with `shrink` cuts it off.
+---Grows the disk (new space reads as zeros, and takes its space at once as `preallocation` says), or with `shrink`
+---cuts it off.
 ---@param size qcow2.size
----@param options? {shrink?:boolean}
+---@param options? {shrink?:boolean, preallocation?:"off"|"metadata"|"falloc"|"full"}
 ---@return true?, string?, qcow2.kind?, integer?
 function image:resize(size, options) end
 

@@ -7,6 +7,7 @@
 -- name; an option without is a flag), `optional` (the argument only counts when attached), `many` (collect all
 -- values in a list; else the last one wins), `ordered` (with `many` and a `key` that options share: the list holds
 -- { option = long name, value = value } in the order of the command line).
+-- A list of options with `negative` takes words like -1G for operands.
 local getopt = {}
 
 ---Where an option's value is found in the result.
@@ -99,7 +100,7 @@ function getopt.parse(options, args, first, stop)
         end
       end
       store(values, option, value)
-    elseif word:sub(1, 1) == "-" and #word > 1 then
+    elseif word:sub(1, 1) == "-" and #word > 1 and not (options.negative and word:find("^%-%d")) then
       local position = 2
       while position <= #word do
         local option = find_short(options, word:sub(position, position))
