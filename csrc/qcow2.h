@@ -445,9 +445,13 @@ struct qcow2_copy_options {
 	unsigned threads;     /* 0: one per processor */
 	bool target_exists;   /* write into the target as it is; else it is emptied and resized first */
 	bool target_is_zero;  /* with target_exists: all of it reads as zeros already */
+	bool target_backing;  /* with target_exists, a qcow2 image: where the source has nothing of its own the
+			       * target is left alone; a new image does so when it has a backing file */
 	bool salvage;         /* what cannot be read becomes zeros */
 	bool sync;            /* flush the target at the end */
 	bool compress;        /* into a qcow2 image: compressed clusters */
+	bool bitmaps;         /* into a qcow2 image: the bitmaps of the one source too, but those in use */
+	uint64_t rate;        /* data bytes a second at most; 0: no limit */
 };
 
 /*

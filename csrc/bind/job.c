@@ -19,7 +19,7 @@ static unsigned threads_field(lua_State *L, int index)
 }
 
 /* core.copy({ image, ... }, target store or image, { sparse_size, threads, target_exists, target_is_zero,
- * salvage, sync, compress }) */
+ * salvage, sync, compress, target_backing, bitmaps, rate }) */
 static int l_copy(lua_State *L)
 {
 	struct qcow2_error err;
@@ -37,7 +37,11 @@ static int l_copy(lua_State *L)
 		.salvage = q2_bind_flag(L, 3, "salvage"),
 		.sync = q2_bind_flag(L, 3, "sync"),
 		.compress = q2_bind_flag(L, 3, "compress"),
+		.target_backing = q2_bind_flag(L, 3, "target_backing"),
+		.bitmaps = q2_bind_flag(L, 3, "bitmaps"),
 	};
+	if (lua_getfield(L, 3, "rate") != LUA_TNIL)
+		options.rate = q2_bind_unsigned(L, -1, "rate");
 	size_t count = lua_rawlen(L, 1);
 	luaL_argcheck(L, count > 0 && count <= INT_MAX, 1, "no source");
 	/* In Lua's memory, because looking at the sources may raise. */

@@ -15,13 +15,14 @@
 #include "data/zero.h"
 #include "image/image.h"
 
+#include <inttypes.h>
 #include <pthread.h>
 #include <string.h>
 
 #define WINDOW ((uint64_t)2 << 20) /* also the largest cluster */
 #define ZERO_UNIT ((uint64_t)1 << 30)
 #define SECTOR 512u
-#define MAX_PIECES (WINDOW / SECTOR)
+#define MAX_PIECES (2 * (WINDOW / SECTOR)) /* a disk may end inside a sector */
 #define MAX_CLUSTERS (WINDOW / 512)
 
 struct unit {
@@ -55,8 +56,8 @@ struct copy {
 	struct q2_source source;
 	struct qcow2_image *target;
 	uint64_t sparse_size;
-	bool compress, salvage, flush;
-	bool fresh;       /* the target holds nothing yet */
+	bool compress, salvage, flush, bitmaps;
+	bool fresh;       /* no cluster of the target has a place yet */
 	bool is_zero;     /* all of it reads as zeros: what is zeros needs nothing done */
 	bool has_backing; /* the target shows its backing file where it has nothing */
 
@@ -86,11 +87,15 @@ static void mark_fates(const struct copy *copy, struct worker *worker, const str
 		if (is_left_alone(copy, piece))
 			continue;
 		uint8_t fate = q2_piece_is_zero(piece) && copy->sparse_size ? ZEROS : DATA;
-		size_t first = (size_t)((piece->offset - unit->start) >> bits);
-		size_t last = (size_t)((piece->offset + piece->length - 1 - unit->start) >> bits);
-		for (size_t c = first; c <= last; c++)
-			if (worker->fate[c] < fate)
-				worker->fate[c] = fate;
+		uint64_t from = piece->offset - unit->start, to = from + piece->length;
+		size_t first = (size_t)(from >> bits), last = (size_t)((to - 1) >> bits);
+		for (size_t c = first; c <= last; c++) {
+			/* Zeros in a part only, what is left alone in another: only reading can tell. */
+			bool part = copy->has_backing &&
+				    (from > (uint64_t)c << bits ||
+				     to < q2_min((uint64_t)(c + 1) << bits, unit->end - unit->start));
+			worker->fate[c] = (uint8_t)q2_max(worker->fate[c], part ? DATA : fate);
+		}
 	}
 }
 
@@ -367,6 +372,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 	bool skip_zeros = copy->is_zero && !copy->has_backing && copy->sparse_size;
 	unit->zeros = false;
 	unit->count = 0;
+	job->weight = 0;
 	/* Over what needs nothing done, to the first window that does. */
 	while (job->position < job->end) {
 		struct q2_piece piece;
@@ -394,14 +400,39 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 	unit->end = q2_min(q2_round_down(job->position, WINDOW) + WINDOW, job->end);
 	while (job->position < unit->end) {
 		struct q2_piece *piece = &unit->pieces[unit->count];
+		if (unit->count == MAX_PIECES)
+			return q2_error_set(err, QCOW2_E_RANGE, job->position,
+					    "The source is in more than %u pieces around byte %" PRIu64,
+					    (unsigned)MAX_PIECES, job->position);
 		int rc = q2_source_find(&copy->source, job->position, unit->end - job->position, piece, err);
 		if (rc)
 			return rc;
 		job->position += piece->length;
+		job->weight += q2_piece_is_zero(piece) ? 0 : piece->length;
 		unit->count += !(skip_zeros && q2_piece_is_zero(piece));
 	}
 	*worth = true;
 	return 0;
+}
+
+/* The bitmaps of the source that are sound. The target's disk has all its contents by now. */
+static int copy_bitmaps(struct copy *copy, struct qcow2_error *err)
+{
+	struct qcow2_image *source = copy->source.images[0], *target = copy->target;
+	uint32_t count, made;
+	int rc = qcow2_image_bitmap_count(source, &count, err);
+	for (uint32_t i = 0; !rc && i < count; i++) {
+		struct qcow2_bitmap bitmap;
+		rc = qcow2_image_bitmap(source, i, &bitmap, err);
+		if (rc || bitmap.in_use)
+			continue;
+		rc = qcow2_image_bitmap_add(target, bitmap.name, bitmap.granularity, bitmap.autoset, err);
+		if (!rc)
+			rc = qcow2_image_bitmap_count(target, &made, err);
+		if (!rc)
+			rc = qcow2_image_bitmap_merge(target, made - 1, source, i, err);
+	}
+	return rc;
 }
 
 static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *what, struct qcow2_error *err)
@@ -409,6 +440,9 @@ static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *
 	struct copy *copy = (struct copy *)job;
 	(void)stopped; /* units only fail */
 	(void)what;
+	int rc = copy->bitmaps ? copy_bitmaps(copy, err) : 0;
+	if (rc)
+		return rc;
 	if (copy->target->meta.hidden)
 		return q2_image_show(copy->target, copy->flush, err);
 	return qcow2_image_flush(copy->target, err);
@@ -453,6 +487,16 @@ static int check(const struct copy *copy, struct qcow2_error *err)
 	return 0;
 }
 
+/* No cluster of the disk has a place, as in images made without preallocation. */
+static int holds_nothing(struct qcow2_image *image, bool *nothing, struct qcow2_error *err)
+{
+	int rc = q2_map_load(&image->map, err);
+	*nothing = true;
+	for (uint32_t i = 0; !rc && i < image->map.l1_entries; i++)
+		*nothing = *nothing && !image->map.l1[i];
+	return rc;
+}
+
 int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struct qcow2_image *target,
 			 const struct qcow2_copy_options *options, struct qcow2_job **out,
 			 struct qcow2_error *err)
@@ -472,23 +516,29 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 	copy->compress = options->compress;
 	copy->salvage = options->salvage;
 	copy->flush = options->sync;
-	copy->fresh = !options->target_exists;
-	copy->is_zero = copy->fresh || options->target_is_zero;
-	copy->has_backing = copy->fresh && target->backing_name.data;
+	copy->bitmaps = options->bitmaps && count == 1;
+	copy->is_zero = !options->target_exists || options->target_is_zero;
+	copy->has_backing = options->target_exists ? options->target_backing : !!target->backing_name.data;
 	int rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
 	if (!rc)
 		rc = check(copy, err);
 	if (!rc)
 		rc = q2_pool_new(&work, copy, options->threads, &copy->job.pool, err);
+	if (!rc && !options->target_exists) {
+		rc = q2_image_hide(target, err);
+		/* Nobody uses a hidden image, so nothing need say that it is being written to. */
+		target->edited = true;
+	}
 	if (!rc)
 		rc = q2_edit_begin(target, err);
-	if (!rc && copy->fresh)
-		rc = q2_image_hide(target, err);
+	if (!rc && !options->target_exists)
+		rc = holds_nothing(target, &copy->fresh, err);
 	if (rc) {
 		qcow2_job_free(&copy->job);
 		return rc;
 	}
 	copy->job.end = copy->source.length;
+	copy->job.rate = options->rate;
 	*out = &copy->job;
 	return 0;
 }

@@ -129,6 +129,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 	struct unit *unit = what;
 	uint64_t window = 0; /* its end, once there is a first piece */
 	unit->count = 0;
+	job->weight = 0;
 	while (job->position < job->end && unit->count < MAX_PIECES) {
 		uint64_t limit = (unit->count ? window : job->end) - job->position;
 		struct q2_piece piece;
@@ -145,6 +146,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 			uint64_t most = is_zero && !unit->count ? ZERO_UNIT : window - job->position;
 			piece.length = q2_min(piece.length, most);
 			unit->pieces[unit->count++] = piece;
+			job->weight += is_zero ? 0 : piece.length;
 			*worth = true;
 		}
 		job->position += piece.length;
@@ -220,6 +222,7 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
 		return rc;
 	}
 	copy->job.end = copy->source.length;
+	copy->job.rate = options->rate;
 	*out = &copy->job;
 	return 0;
 }

@@ -2,6 +2,8 @@
  * Steps: lists and sends for a while, or waits for the workers, and concludes when all is done. */
 #include "copy/job.h"
 
+#include <time.h>
+
 /* How long a step takes, about: often enough for a progress display, and to be cancelled. */
 #define STEP_NSEC 100000000u
 
@@ -10,18 +12,40 @@ static bool all_listed(const struct qcow2_job *job)
 	return job->listed || job->failure.code || job->position == job->end || q2_pool_stopped(job->pool);
 }
 
+/* Sleeps until the rate allows the next unit. gives: false when that is behind the deadline. */
+static bool wait_turn_of_rate(struct qcow2_job *job, uint64_t deadline)
+{
+	uint64_t now = q2_pool_now();
+	if (!job->rate)
+		return true;
+	if (!job->started)
+		job->started = now;
+	double wait = (double)job->sent / (double)job->rate * 1e9 - (double)(now - job->started);
+	if (wait <= 0)
+		return true;
+	bool late = now + wait > (double)deadline;
+	uint64_t most = deadline > now ? deadline - now : 0, length = late ? most : (uint64_t)wait;
+	struct timespec t = {.tv_sec = (time_t)(length / 1000000000u), .tv_nsec = (long)(length % 1000000000u)};
+	nanosleep(&t, NULL); /* a signal may end it early: then the step returns early */
+	return !late;
+}
+
 static void send_units(struct qcow2_job *job, uint64_t deadline)
 {
 	while (!all_listed(job)) {
 		void *unit = q2_pool_room(job->pool);
 		bool worth = false;
 		struct qcow2_error err;
+		if (unit && !wait_turn_of_rate(job, deadline))
+			return;
 		/* A record may be left by something that was got over: only the code says that it failed. */
 		if (unit && job->ops->fill(job, unit, deadline, &worth, &err))
 			job->failure = err;
 		/* A failure of the listing lies behind what was listed, one of the sending before it. */
 		if (worth && q2_pool_submit(job->pool, &err))
 			job->failure = err;
+		if (worth)
+			job->sent += job->weight;
 		if (q2_pool_now() >= deadline)
 			return;
 		if (!unit)

@@ -10,7 +10,8 @@
 struct q2_job_ops {
 	/*
 	 * Lists the disk from job->position on into `unit`, until it is full, job->end, or `deadline`. gives:
-	 * *worth = the unit holds work (also on failure: what comes before it). May set job->listed early.
+	 * *worth = the unit holds work (also on failure: what comes before it). May set job->listed early. Sets
+	 * job->weight to the unit's bytes of data when the job has a rate.
 	 */
 	int (*fill)(struct qcow2_job *, void *unit, uint64_t deadline, bool *worth, struct qcow2_error *);
 	/* All units are done and none failed. `stopped`: what the one that stopped the job returned, `what` its
@@ -29,6 +30,9 @@ struct qcow2_job {
 	enum q2_phase phase;
 	uint64_t position, end;     /* bytes of the disk: listed so far, in all */
 	bool listed;                /* nothing more will be sent, wherever the position is */
+	uint64_t rate;              /* bytes of data a second at most; 0: no limit */
+	uint64_t started, sent;     /* with a rate: since when (q2_pool_now; 0: nothing yet), how many bytes */
+	uint64_t weight;            /* of the unit filled last */
 	struct qcow2_error failure; /* of the listing until all units are done, then the job's */
 	atomic_uint_least64_t done; /* bytes of the disk dealt with; workers count up too */
 };

@@ -288,6 +288,14 @@ local function fill(plan, store, data)
   return core.create(store, data, core_options(plan))
 end
 
+---What is said when `nocow` cannot be had.
+---@param path string
+---@return string
+function create.no_nocow(path)
+  return ("nocow=on has no effect: the file system of '%s' knows no copy-on-write that could be turned off")
+    :format(show(path))
+end
+
 ---Makes what the plan says. gives: true and a list of notes, or nil, message, kind, errno.
 function create.make(plan)
   local store <close>, made, store_kind, store_errno = open_target(plan.path, plan.overwrite_image)
@@ -311,10 +319,10 @@ function create.make(plan)
     end
     return nil, message, kind, errno
   end
+  plan.made, plan.data_made = made, data_made == true
   local notes = {}
   if plan.options.nocow and not core.create_has_nocow(store) then
-    notes[1] = ("nocow=on has no effect: the file system of '%s' knows no copy-on-write that could be turned off")
-      :format(show(plan.path))
+    notes[1] = create.no_nocow(plan.path)
   end
   return true, notes
 end
@@ -334,6 +342,26 @@ end
 
 -- ---- for users -----------------------------------------------------------------------------
 
+---Checks the options and resolves them. gives: a plan, or nil, message, kind, errno; raises for misuse.
+---@param path string
+---@param given qcow2.create_options
+function create.plan(path, given)
+  local o = {}
+  for key, value in pairs(options.check(given, known, 4)) do
+    o[key] = value
+  end
+  o.size, o.cluster_size = size.argument(o.size, "size"), size.argument(o.cluster_size, "cluster_size")
+  if o.refcount_bits and o.refcount_bits < 0 then
+    error("refcount_bits must not be negative", 3)
+  end
+  local plan, message, kind, errno = create.resolve(path, o)
+  if not plan then
+    return nil, message, kind, errno
+  end
+  plan.overwrite_image, plan.overwrite_data = o.overwrite, o.overwrite
+  return plan
+end
+
 ---Makes an image. gives: the image, open for reading and writing; or nil, message, kind, errno.
 ---@param path string
 ---@param given qcow2.create_options
@@ -341,19 +369,10 @@ function create.create(path, given)
   if type(path) ~= "string" then
     error("path must be a string, not " .. type(path), 2)
   end
-  local o = {}
-  for key, value in pairs(options.check(given, known)) do
-    o[key] = value
-  end
-  o.size, o.cluster_size = size.argument(o.size, "size"), size.argument(o.cluster_size, "cluster_size")
-  if o.refcount_bits and o.refcount_bits < 0 then
-    error("refcount_bits must not be negative", 2)
-  end
-  local plan, message, kind, errno = create.resolve(path, o)
+  local plan, message, kind, errno = create.plan(path, given)
   if not plan then
     return nil, message, kind, errno
   end
-  plan.overwrite_image, plan.overwrite_data = o.overwrite, o.overwrite
   local ok
   ok, message, kind, errno = create.check(plan)
   if ok then

@@ -151,7 +151,7 @@ describe("convert", function()
       ["-n -o size=5 top.qcow2 x"] = "-o has no effect when skipping image creation",
       ["-o ,a top.qcow2 x"] = "Invalid option list: ,a",
       ["-o foo=1 top.qcow2 x"] = "Invalid parameter 'foo'",
-      ["-o preallocation=bad top.qcow2 x"] = "invalid parameter value: bad",
+      ["-o preallocation=bad top.qcow2 x"] = "x: error while converting raw: invalid parameter value: bad",
       ["-c -C top.qcow2 x"] = "Cannot enable copy offloading when -c is used",
       ["-S 4k -C top.qcow2 x"] = "Cannot enable copy offloading when -S is used",
       ["--salvage -C top.qcow2 x"] = "Cannot use copy offloading in salvaging mode",

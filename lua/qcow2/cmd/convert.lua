@@ -1,5 +1,6 @@
 -- SPDX-License-Identifier: MIT
 -- `convert`: copies a disk, or several one behind the other, into a new file of another form.
+local creation = require("qcow2.cli.creation")
 local formats = require("qcow2.cli.formats")
 local images = require("qcow2.cli.images")
 local optlist = require("qcow2.cli.optlist")
@@ -17,7 +18,9 @@ local convert = {
   name = "convert",
   summary = "Copy one or more disks into a new image",
   details = {
-    "What is zero in the source is a hole in the target. With several sources the target is one behind the other.",
+    "What is zero in the source takes no space in the target. With several sources the target is one behind the other.",
+    "An external data file (-o data_file=NAME) that exists and holds data is not overwritten, unless the image to be "
+      .. "overwritten names it as its own or -o overwrite=on allows it.",
   },
   options = {
     options.with(options.format, { long = "source-format", key = "format", help = "format of the sources" }),
@@ -107,6 +110,8 @@ local function contradiction(values)
     return "Cannot enable copy offloading when -S is used"
   elseif values.copy_range_offloading and values.salvage then
     return "Cannot use copy offloading in salvaging mode"
+  elseif values.target_image_opts and values.target_format then
+    return "--image-opts and --format are mutually exclusive"
   elseif values.target_image_opts and not values.no_create then
     return "--target-image-opts requires use of -n flag"
   elseif values.no_create and values.target_format_options then
@@ -129,15 +134,9 @@ local function contradiction(values)
 end
 
 -- What the target's format cannot do.
-local function beyond_format(values, format)
-  if values.rate_limit then
-    if not qcow2.size(values.rate_limit) then
-      return ("Invalid rate limit specified: '%s'"):format(text.escape(values.rate_limit))
-    end
-    return "-r, --rate-limit is unsupported"
-  elseif values.target_image_opts then
-    return "--target-image-opts is unsupported"
-  elseif format == "raw" then
+local function beyond_format(values, made)
+  local given = made.values
+  if made.format == "raw" then
     if values.backing then
       return "Backing file not supported for file format 'raw'"
     elseif values.backing_format then
@@ -147,6 +146,16 @@ local function beyond_format(values, format)
     elseif values.bitmaps then
       return "Format driver 'raw' does not support bitmaps"
     end
+  elseif given.backing_file and not given.backing_fmt and not values.no_create then
+    return "Use of backing file requires explicit backing format"
+  elseif values.compress and given.preallocation and given.preallocation ~= "off" then
+    return "Compression and preallocation not supported at the same time"
+  elseif values.compress and (given.encryption or given["encrypt.format"]) then
+    return "Compression and encryption not supported at the same time"
+  elseif values.bitmaps and (given.compat == "0.10" or given.compat == "v2") then
+    return "Format driver 'qcow2' does not support bitmaps"
+  elseif given.keep_data_file then
+    return "keep_data_file is for adopting a data file: convert writes to it"
   end
 end
 
@@ -248,6 +257,45 @@ local function run_job(context, job, values, mode)
   return true
 end
 
+-- The bitmaps to be copied are sound, or are to be skipped.
+local function check_bitmaps(context, source, values)
+  if source.format ~= "qcow2" or source.version < 3 then
+    return nil, "Source lacks bitmap support"
+  end
+  local bitmaps, message = images.table_of(source, "bitmaps")
+  if not bitmaps then
+    return nil, message
+  end
+  for _, bitmap in ipairs(bitmaps) do
+    if bitmap.in_use and not values.skip_broken_bitmaps then
+      return nil, ("Cannot copy inconsistent bitmap '%s'\nTry --skip-broken-bitmaps, or use '%s bitmap --remove'")
+        :format(text.escape(bitmap.name), context.name)
+    elseif bitmap.in_use and not values.quiet then
+      context:report(("warning: Skipping inconsistent bitmap '%s'"):format(text.escape(bitmap.name)))
+    end
+  end
+  return true
+end
+
+-- The target of --target-image-opts: an image that is open, or of a raw one its path.
+local function open_target(context, values, copying)
+  local name = values.operands[#values.operands]
+  if not values.target_image_opts then
+    return name
+  end
+  local image, message = images.open(context, name, { image_opts = true, mode = "rw" })
+  if not image then
+    return nil, message
+  end
+  copying.format = image.format
+  if image.format == "raw" then
+    local path = image.path
+    image:close()
+    return path
+  end
+  return image
+end
+
 local function copy(context, values, mode, copying)
   local opened <close> = setmetatable({}, {
     __close = function(list)
@@ -256,22 +304,100 @@ local function copy(context, values, mode, copying)
       end
     end,
   })
-  local target = values.operands[#values.operands]
+  local name = values.operands[#values.operands]
   local fine, message = open_sources(context, values, opened)
+  if fine and values.bitmaps then
+    fine, message = check_bitmaps(context, opened[1], values)
+  end
   if not fine then
     return nil, message
+  end
+  local target
+  target, message = open_target(context, values, copying)
+  if not target then
+    return nil, message
+  end
+  if copying.format == "raw" then
+    copying.target_backing, copying.compress, copying.bitmaps, copying.skip_broken_bitmaps = nil, nil, nil, nil
   end
   local sources = values.snapshot and { opened[1] } or { table.unpack(opened) }
   local job, why = qcow2.convert(sources, target, copying)
   if job then
+    for _, note in ipairs(job.notes) do
+      context:report(("%s: %s"):format(text.escape(name), note))
+    end
     fine, why = run_job(context, job, values, mode)
   else
     fine = nil
   end
+  if type(target) ~= "string" then
+    local closed, close_why = target:close()
+    if fine and not closed then
+      fine, why = nil, close_why
+    end
+  end
   if not fine then
-    return nil, ("%s: error while converting %s: %s"):format(text.escape(target), copying.format, why)
+    return nil, ("%s: error while converting %s: %s"):format(text.escape(name), copying.format, why)
   end
   return 0
+end
+
+-- -o, -B and -F together; nil and a message.
+local function read_creation(values, format, list)
+  local made, message = creation.parse(format, list)
+  if not made then
+    return nil, message
+  end
+  if format == "qcow2" then
+    for name, value in pairs({ backing_file = values.backing, backing_fmt = values.backing_format }) do
+      local fine
+      fine, message = creation.set(made, name, value)
+      if not fine then
+        return nil, message
+      end
+    end
+  end
+  -- The size is the sources' whatever this option says.
+  made.values.size = nil
+  return made
+end
+
+-- The library's options of creation; nil and a message.
+local function creation_options(context, values, made)
+  local fine, message = creation.check(made)
+  if not fine then
+    return nil, message
+  end
+  local o = creation.options(made)
+  o.format = nil
+  if made.format == "qcow2" then
+    o.references = { "beside", table.unpack(context.allowed) }
+  end
+  if values.backing_format and not o.backing_file then
+    return nil, "Backing format cannot be used without backing file"
+  end
+  return o
+end
+
+-- Numbers on the command line: -S, -m, -r.
+local function read_numbers(values, copying)
+  local message
+  if values.sparse_size then
+    copying.sparse_size, message = sparse_size(values.sparse_size)
+  end
+  if not message and values.parallel then
+    copying.threads = math.tointeger(tonumber(values.parallel))
+    if not copying.threads or copying.threads < 1 or copying.threads > MAX_PARALLEL then
+      message = ("Invalid number of coroutines specified. Must be between 1 and %d."):format(MAX_PARALLEL)
+    end
+  end
+  if not message and values.rate_limit then
+    copying.rate = qcow2.size(values.rate_limit)
+    if not copying.rate then
+      message = ("Invalid rate limit specified: '%s'"):format(text.escape(values.rate_limit))
+    end
+  end
+  return message
 end
 
 function convert.run(context, values)
@@ -280,52 +406,48 @@ function convert.run(context, values)
     return nil, message
   end
   local copying = {
+    format = values.target_format or "raw",
     salvage = values.salvage,
     target_exists = values.no_create,
     target_is_zero = values.target_is_zero,
+    target_backing = values.no_create and values.backing ~= nil or nil,
     overwrite = not values.no_create,
+    compress = values.compress,
+    bitmaps = values.bitmaps,
+    skip_broken_bitmaps = values.skip_broken_bitmaps,
     sync = values.target_cache ~= nil and values.target_cache ~= "unsafe",
   }
-  if values.sparse_size then
-    copying.sparse_size, message = sparse_size(values.sparse_size)
-    if message then
-      return nil, message
-    end
-  end
-  if values.parallel then
-    copying.threads = math.tointeger(tonumber(values.parallel))
-    if not copying.threads or copying.threads < 1 or copying.threads > MAX_PARALLEL then
-      return nil, ("Invalid number of coroutines specified. Must be between 1 and %d."):format(MAX_PARALLEL)
-    end
-  end
-  message = contradiction(values)
+  message = read_numbers(values, copying) or contradiction(values)
   if message then
     return nil, message
   end
-  copying.format = values.target_format or "raw"
-  local format, list
-  format, message = formats.find(copying.format)
-  if not format then
-    return nil, message
+  local fine, list, made
+  fine, message = formats.find(copying.format)
+  if fine then
+    list, message = formats.join_options(values.target_format_options)
   end
-  list, message = formats.join_options(values.target_format_options)
   if not list then
     return nil, message
   elseif optlist.wants_help(list) then
-    context:write(formats.options_help(format))
+    context:write(creation.help(copying.format, #values.operands >= 2))
     return 0
   end
   if #values.operands < 2 then
     return nil, "Must specify image file name"
   end
-  message = beyond_format(values, copying.format)
+  made, message = read_creation(values, copying.format, list)
+  if made then
+    message = not values.target_image_opts and beyond_format(values, made)
+  end
   if message then
     return nil, message
   end
-  local fine
-  fine, message = formats.check_raw_options(list)
-  if not fine then
-    return nil, message
+  if not values.no_create then
+    copying.create, message = creation_options(context, values, made)
+    if not copying.create then
+      return nil, ("%s: error while converting %s: %s"):format(text.escape(values.operands[#values.operands]),
+        copying.format, message)
+    end
   end
   return copy(context, values, mode, copying)
 end
