@@ -135,10 +135,11 @@ return function(bench)
       contenders = function()
         local image, count = inputs:cached(), bench.small and 200000 or 1000000
         return {
-          { label = "lua", rate = true, command = bench:script("random_read", image, count) },
+          { label = "lua", rate = true, reads = { image }, command = bench:script("random_read", image, count) },
           {
             label = "pread",
             rate = true,
+            reads = { image },
             command = { bench.pread, image, inputs:cached_size(), count },
           },
         }
