@@ -47,7 +47,7 @@ static int mark_in_use(struct qcow2_image *image, bool in_use, struct qcow2_erro
 		uint32_t flags = tracks[i].flags & ~Q2_BITMAP_IN_USE;
 		rc = write_flags(image, &tracks[i], flags | (in_use ? Q2_BITMAP_IN_USE : 0), err);
 	}
-	return rc ? rc : q2_commit_barrier(&image->meta, err);
+	return rc ? q2_commit_fail(&image->meta, rc, err) : q2_commit_barrier(&image->meta, err);
 }
 
 static int add_track(struct qcow2_image *image, uint32_t index, struct qcow2_error *err)
@@ -144,7 +144,7 @@ int q2_track_end(struct qcow2_image *image, struct qcow2_error *err)
 	if (!rc)
 		rc = mark_in_use(image, false, err);
 	if (rc)
-		return rc;
+		return q2_commit_fail(&image->meta, rc, err);
 	q2_track_free(image);
 	q2_image_forget_bitmaps(image);
 	return 0;

@@ -140,15 +140,19 @@ local function snapshot_problems(list, img, marks)
   add(list, "the list of snapshots is neither the old nor the new one: %s", sorted_names(listed))
 end
 
--- A bitmap is there, and either marked in use or true about every sector that is not as it was at the start.
-local function bitmap_problems(list, image, got, parts)
+-- A bitmap is there. One that follows writes is marked in use or true about every sector that is not as it was at
+-- the start; after the end of writing it is true. parts.bitmaps: name -> whether it follows writes.
+local function bitmap_problems(list, image, got, parts, ended)
   if not parts.bitmaps then return end
   if image.header.autoclear_features & 1 == 0 then add(list, "the bitmaps' autoclear bit is off") end
-  for name, start in pairs(parts.bitmaps) do
+  local start = parts.disk
+  for name, follows in pairs(parts.bitmaps) do
     local bitmap = image.bitmaps[name]
     if not bitmap then
       add(list, "bitmap %s is gone", name)
-    elseif not bitmap.in_use then
+    elseif bitmap.in_use and (ended or not follows) then
+      add(list, "bitmap %s is marked in use", name)
+    elseif follows and not bitmap.in_use then
       local dirty = {}
       for _, range in ipairs(image:bitmap_ranges(bitmap)) do
         for at = range.offset // SECTOR, (range.offset + range.length - 1) // SECTOR do dirty[at] = true end
@@ -195,7 +199,7 @@ function crash.judge(image_bytes, data_bytes, marks, parts, whole)
   end
   list[#list + 1] = crash.disk_problem(got, marks, whole)
   snapshot_problems(list, img, marks)
-  bitmap_problems(list, image, got, parts)
+  bitmap_problems(list, image, got, parts, #marks == 1 and marks[1].verb == "finish")
   if image.data_file_raw and session.cut(data_bytes, #got) ~= got then
     list[#list + 1] = "the raw data file is not the disk"
   end
@@ -370,42 +374,78 @@ function crash.record(parts, run)
   return s, stores
 end
 
---- Plays a scenario through: every cut, and of what was not flushed every subset or a sample of them.
--- options: most (survivors a cut), total (about how many cuts are looked at), qemu (how many survivors qemu-img
--- sees). Raises on the first survivor that breaks a promise. gives: how many survivors were judged.
-function crash.play(name, scenario, options)
-  local parts = session.make(scenario)
-  local s, stores = crash.record(parts, scenario.run)
+-- Raises the report of a survivor that breaks a promise.
+local function report(name, record, count, dropped, torn, torn_bytes, during, problems)
+  error(("%s (Q2_SEED=%s)\n%s\nduring: %s\n%s"):format(name, os.getenv("Q2_SEED") or 0,
+    describe_survivor(record, count, dropped, torn, torn_bytes), during, table.concat(problems, "\n")), 0)
+end
+
+--- Cuts the power at every point of what `stores` (image, data: joined power stores) have recorded.
+-- judge(count, image bytes, data bytes, is_end) gives a list of sentences and what happens then, in words.
+-- gives: how many survivors were judged.
+function crash.cut(name, stores, rng, judge)
   local record = record_of(stores)
-  assert(s.disk == s.marks[#s.marks].disk)
-  local rng = random.new(name)
-  local most = options and options.most or (crash.long and 200 or 6)
-  local cuts = options and options.cuts or (crash.long and math.huge or 60)
+  local most, cuts = crash.long and 200 or 6, crash.long and math.huge or 60
   local share = #record > cuts and 100 * cuts // #record or 100
-  local judged, last_problem = 0, nil
-  local qemu_percent = crash.long and 1 or 2
+  local judged = 0
   for count = 0, #record do
     if count == #record or rng:chance(share) then
-      local marks = crash.marks_at(s.marks, count)
       each_survivor(record, count, most, rng, function(dropped, torn, torn_bytes)
         local image = rebuild(stores, "image", record, count, dropped, torn, torn_bytes)
         local data = rebuild(stores, "data", record, count, dropped, torn, torn_bytes)
-        local problems, got, dirty = crash.judge(image, data, marks, parts, scenario.whole)
-        if #problems == 0 and not parts.raw and (count == #record or rng:chance(qemu_percent)) then
-          problems[1] = crash.ask_qemu(image, data, parts, got, dirty)
-        end
         judged = judged + 1
-        if #problems > 0 then
-          local verbs = {}
-          for _, mark in ipairs(marks) do verbs[#verbs + 1] = mark.verb end
-          last_problem = ("%s (Q2_SEED=%s)\n%s\nduring: %s\n%s"):format(name, os.getenv("Q2_SEED") or 0,
-            describe_survivor(record, count, dropped, torn, torn_bytes), table.concat(verbs, ", "),
-            table.concat(problems, "\n"))
-          error(last_problem, 0)
-        end
+        local problems, during = judge(count, image, data, count == #record)
+        if #problems > 0 then report(name, record, count, dropped, torn, torn_bytes, during, problems) end
       end)
     end
   end
+  return judged
+end
+
+--- Plays a scenario through: every cut, and of what was not flushed every subset or a sample of them. Raises on
+-- the first survivor that breaks a promise. gives: how many survivors were judged.
+function crash.play(name, scenario)
+  local parts = session.make(scenario)
+  local s, stores = crash.record(parts, scenario.run)
+  local rng = random.new(name)
+  local judged = crash.cut(name, stores, rng, function(count, image, data, is_end)
+    local marks, verbs = crash.marks_at(s.marks, count), {}
+    local problems, got, dirty = crash.judge(image, data, marks, parts, scenario.whole)
+    local ask = rng:int(1, 1000) <= (is_end and (crash.long and 1000 or 100) or 5)
+    if #problems == 0 and not parts.raw and ask then
+      problems[1] = crash.ask_qemu(image, data, parts, got, dirty)
+    end
+    for i, mark in ipairs(marks) do verbs[i] = mark.verb end
+    return problems, table.concat(verbs, ", ")
+  end)
+  for _, store in pairs(stores) do store:close() end
+  return judged
+end
+
+--- Cuts the power while an image is made. case: create (options of core.create), old (bytes that the store holds
+-- before), data (bytes of the data file before). Each survivor is no qcow2 image yet, or the whole new one;
+-- with create.keep_data_file the data file is never written.
+function crash.play_create(name, case)
+  local stores = { image = assert(core.store_memory(case.old or 0)):power() }
+  if case.data then stores.data = assert(core.store_memory(case.data)):power(stores.image) end
+  assert(core.create(stores.image, stores.data, case.create))
+  local kept = case.create.keep_data_file
+  local parts = { backing = case.backing }
+  local disk = session.cut(kept and case.data or case.backing or "", case.create.size)
+  local rng = random.new(name)
+  local judged = crash.cut(name, stores, rng, function(count, image, data, is_end)
+    local list = {}
+    if kept and data ~= case.data then add(list, "the data file was written to") end
+    if count > 0 and image == case.old then return list, "nothing" end
+    if image:sub(1, 4) == "QFI\xfb" and not (count == 0 and case.old) then
+      local problems, got, dirty = crash.judge(image, data, { { disk = disk, snapshots = {} } }, parts, true)
+      table.move(problems, 1, #problems, #list + 1, list)
+      if #list == 0 and is_end then list[1] = crash.ask_qemu(image, data, parts, got, dirty) end
+    elseif is_end then
+      add(list, "there is no image at the end")
+    end
+    return list, "create"
+  end)
   for _, store in pairs(stores) do store:close() end
   return judged
 end

@@ -2,7 +2,10 @@
 -- What power cuts and failing calls are tried on: every operation that writes, over every kind of cluster, in
 -- every flavour of image. Each is small, so that all of its survivors can be looked at.
 
+local qemu = require "spec.support.qemu"
 local random = require "spec.support.random"
+local sh = require "spec.support.sh"
+local tmp = require "spec.support.tmp"
 
 local scenarios = {}
 
@@ -18,6 +21,15 @@ local function patterned(length, first)
 end
 
 scenarios.patterned = patterned
+
+-- An enabled bitmap and a disabled one, by qemu-img.
+local function add_bitmaps(bytes)
+  local path = tmp.path()
+  sh.spit(path, bytes)
+  qemu.bitmap(path, "follows", "--add", "-g", "512")
+  qemu.bitmap(path, "stands", "--add", "--disable", "-g", "4096")
+  return sh.slurp(path)
+end
 
 --- Flavours of images: parts of session.make without contents. `step` is a good unit for offsets: a cluster.
 function scenarios.flavours()
@@ -41,10 +53,11 @@ function scenarios.flavours()
     of("backing file", 1024, {}, { backing = patterned(1024 * 30 + 512, 65) }),
     of("lazy counts", 512, { lazy_refcounts = true }),
     of("preallocated", 1024, { preallocation = "metadata" }),
-    of("data file", 1024, {}, { data = true }),
+    of("bitmaps", 1024, {}, { after = add_bitmaps, bitmaps = { follows = true, stands = false } }),
+    of("data file", 512, {}, { data = true }),
     of("data file, backing file", 1024, {}, { data = true, backing = patterned(1024 * 30, 65) }),
     of("data file, extended L2", 16384, { extended_l2 = true, size = 16384 * 8 }, { data = true }),
-    of("raw data file", 1024, { data_file_raw = true }, { data = true }),
+    of("raw data file", 512, { data_file_raw = true }, { data = true }),
     of("raw data file, lazy counts", 1024, { data_file_raw = true, lazy_refcounts = true }, { data = true }),
   }
 end
@@ -64,6 +77,11 @@ end
 
 local function plain(s)
   return not s.parts.data
+end
+
+-- Bitmaps do not follow a resize.
+local function resizable(s)
+  return not s.parts.bitmaps
 end
 
 --- Operations: name -> { when = which flavours, prepare = more of it, run = the operation, whole }.
@@ -130,14 +148,14 @@ local operations = {
     s:write(4 * step, fill("p", 300))
   end },
   ["a resize to a larger disk"] = { whole = true,
-    when = function(s) return not (s.parts.create.version == 2 and next(s.snapshots)) end,
+    when = resizable,
     run = function(s) s:set_size(#s.disk + 20 * s.parts.step + 512) end },
   ["a resize beyond the L1 table"] = { whole = true,
-    when = function(s) return s.parts.step <= 1024 end,
+    when = function(s) return s.parts.step == 512 and resizable(s) end,
     run = function(s) s:set_size(((s.parts.step // 8) ^ 2 * s.parts.step // 1 | 0) + 700 * 512) end },
-  ["a resize to a smaller disk"] = { whole = true,
+  ["a resize to a smaller disk"] = { whole = true, when = resizable,
     run = function(s) s:set_size(2 * s.parts.step + 512, true) end },
-  ["a larger disk over what a smaller one left"] = { whole = true,
+  ["a larger disk over what a smaller one left"] = { whole = true, when = resizable,
     prepare = function(s) s:set_size(s.parts.step + 512, true) end,
     run = function(s) s:set_size(20 * s.parts.step) end },
   ["writes that need new blocks of counts"] = {
@@ -146,7 +164,7 @@ local operations = {
       s:write(20 * 512, fill("n", 90 * 512))
       for i = 190, 110, -1 do s:write(i * 512, fill("o", 300)) end
     end },
-  ["a smaller and again a larger disk"] = { run = function(s)
+  ["a smaller and again a larger disk"] = { when = resizable, run = function(s)
     s:set_size(512, true)
     s:set_size(9 * s.parts.step)
     s:write(2 * s.parts.step, fill("n", 100))
@@ -192,6 +210,46 @@ local operations = {
 
 scenarios.operations = operations
 
+--- The names of the operations, always in the same order.
+function scenarios.names()
+  local names = {}
+  for name in pairs(operations) do names[#names + 1] = name end
+  table.sort(names)
+  return names
+end
+
+--- The refcount table is full but for a few clusters.
+scenarios.full_refcount_table = {
+  step = 512,
+  create = { size = 2300 * 1024, cluster_size = 512, refcount_bits = 64 },
+  prepare = function(s)
+    local piece = ("p"):rep(150 * 1024)
+    for i = 0, 11 do s:write(i * #piece, piece) end
+    s:write(12 * #piece, ("q"):rep(80 * 1024))
+  end,
+  run = function(s)
+    s:write(1900 * 1024, ("n"):rep(200 * 1024))
+    s:flush()
+    s:write(2200 * 1024 + 100, ("o"):rep(2000))
+  end,
+}
+
+--- Raw disks: writes go straight to the file.
+scenarios.raw_disk = {
+  raw = true,
+  step = 512,
+  disk = patterned(16384, 65),
+  run = function(s)
+    s:write(300, fill("n", 1500))
+    s:flush()
+    s:zero(4000, 3000)
+    s:discard(512, 512)
+    s:set_size(20480)
+    s:flush()
+    s:set_size(8192, true)
+  end,
+}
+
 --- Random operations, as many as `count`; `snapshots` allowed or not.
 function scenarios.random_run(seed, count)
   return function(s)
@@ -217,7 +275,7 @@ function scenarios.random_run(seed, count)
         s:write_compressed(offset, fill(letter, math.min(step, #s.disk - offset)))
       elseif what <= 83 then
         s:flush()
-      elseif what <= 87 and not (s.parts.create.version == 2 and next(s.snapshots)) then
+      elseif what <= 87 and not s.parts.bitmaps and not (s.parts.create.version == 2 and next(s.snapshots)) then
         s:set_size(rng:int(1, 50 * step // 512) * 512, true)
       elseif what <= 93 and not s.parts.data then
         local names = {}
@@ -237,6 +295,35 @@ function scenarios.random_run(seed, count)
       end
     end
   end
+end
+
+--- Ways to make an image: cases of crash.play_create and faults.play_create.
+function scenarios.creations()
+  local disk = patterned(100352, 65)
+  local function case(name, create, more)
+    local made = { name = name, create = create }
+    create.size = 100352
+    for key, value in pairs(more or {}) do made[key] = value end
+    return made
+  end
+  return {
+    case("a plain image", { cluster_size = 1024 }),
+    case("an image with its metadata preallocated", { cluster_size = 512, preallocation = "metadata" }),
+    case("an image fully preallocated", { preallocation = "full" }),
+    case("a version 2 image", { version = 2, cluster_size = 512 }),
+    case("an image with lazy counts and extended L2",
+      { cluster_size = 16384, lazy_refcounts = true, extended_l2 = true }),
+    case("an image with a backing file", { cluster_size = 1024, backing_file = "backing", backing_format = "raw" },
+      { backing = disk:sub(1, 50176) }),
+    case("an image with a data file", { cluster_size = 1024, data_file = "data" }, { data = "" }),
+    case("an image with a raw data file",
+      { cluster_size = 1024, data_file = "data", data_file_raw = true }, { data = "" }),
+    case("an image around a disk that stays raw",
+      { cluster_size = 1024, data_file = "data", data_file_raw = true, keep_data_file = true }, { data = disk }),
+    case("an image around a disk, with extended L2",
+      { cluster_size = 16384, extended_l2 = true, data_file = "data", keep_data_file = true }, { data = disk }),
+    case("an image over an old one", { cluster_size = 1024 }, { old = ("QFI\xfb\0\0\0\3"):rep(1000) }),
+  }
 end
 
 local function copy(map)

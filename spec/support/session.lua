@@ -134,19 +134,25 @@ function predict.snapshot_name(self, name, new)
   return self.disk, snapshots
 end
 
-local function index_of(self, name)
-  for i = 0, raw.snapshot_count(self.img) - 1 do
-    if raw.snapshot_entry(self.img, i).name == name then return i end
+-- Calls the core's `method` with the number of the snapshot of this name.
+local function with_snapshot(self, method, name, ...)
+  local count, message, kind, errno = raw.snapshot_count(self.img)
+  for i = 0, (count or 0) - 1 do
+    local entry
+    entry, message, kind, errno = raw.snapshot_entry(self.img, i)
+    if not entry then break end
+    if entry.name == name then return method(self.img, i, ...) end
   end
-  error("no snapshot " .. name)
+  if not message then error("no snapshot " .. name) end
+  return nil, message, kind, errno
 end
 
 -- What the core is called with.
 local calls = {
   snapshot_take = function(self, name) return raw.snapshot_take(self.img, name, 1000000000, 5) end,
-  snapshot_revert = function(self, name) return raw.snapshot_revert(self.img, index_of(self, name)) end,
-  snapshot_drop = function(self, name) return raw.snapshot_drop(self.img, index_of(self, name)) end,
-  snapshot_name = function(self, name, new) return raw.snapshot_name(self.img, index_of(self, name), new) end,
+  snapshot_revert = function(self, name) return with_snapshot(self, raw.snapshot_revert, name) end,
+  snapshot_drop = function(self, name) return with_snapshot(self, raw.snapshot_drop, name) end,
+  snapshot_name = function(self, name, new) return with_snapshot(self, raw.snapshot_name, name, new) end,
 }
 
 --- Does one operation. gives: the core's answer. A mark is left either way: a failed operation may have
@@ -198,8 +204,8 @@ end
 -- ---- building -------------------------------------------------------------------------------
 
 --- Builds an image as strings. parts: create (options of core.create), backing (bytes), data (true: with a data
--- file), disk (of a raw disk: its bytes), prepare (function(session)). gives: parts with image, data, disk,
--- snapshots filled in.
+-- file), disk (of a raw disk: its bytes), prepare (function(session)), after (function(bytes of the image), gives
+-- new ones). gives: parts with image, data, disk, snapshots filled in.
 function session.make(parts)
   local made = copy(parts)
   local image = assert(core.store_memory(0))
@@ -214,7 +220,6 @@ function session.make(parts)
     assert(core.create(image, data or nil, options))
     made.disk = cut(parts.backing or "", options.size)
   end
-  if parts.edit then parts.edit(image) end
   if parts.prepare then
     local s = assert(session.open({ image = image, data = data or nil }, made))
     parts.prepare(s)
@@ -224,6 +229,7 @@ function session.make(parts)
   end
   made.image = image:read(0, image:length())
   made.data = data and data:read(0, data:length())
+  if parts.after then made.image = parts.after(made.image) end
   image:close()
   if data then data:close() end
   return made
