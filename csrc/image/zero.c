@@ -23,16 +23,24 @@ static int write_zeros(struct qcow2_image *image, uint64_t offset, uint64_t leng
 	return 0;
 }
 
-/* The entry that makes the cluster of `old` read as zeros. *release: `old` lets go of its clusters. */
-static void zero_entry(const struct qcow2_image *image, const struct q2_entry *old, bool unmap,
-		       uint64_t *word, uint64_t *bitmap, bool *release)
+/* What becomes of clusters whose bytes go. */
+enum fate {
+	KEEP,  /* zeros; the space stays theirs */
+	UNMAP, /* zeros; the space is freed */
+	EMPTY, /* nothing is said of them any more; the space is freed */
+};
+
+/* The entry for the cluster of `old`. *release: `old` lets go of its clusters. */
+static void new_entry(const struct qcow2_image *image, const struct q2_entry *old, enum fate fate,
+		      uint64_t *word, uint64_t *bitmap, bool *release)
 {
 	const struct q2_geometry *g = &image->meta.geo;
-	/* A compressed stream cannot stay under a zero cluster. Kept space stays kept. */
-	*release = old->has_host && (unmap || old->compressed);
+	/* A compressed stream cannot stay under a zero cluster. */
+	*release = old->has_host && (fate != KEEP || old->compressed);
 	uint64_t keep = *release ? 0 : old->raw & (Q2_OFFSET_MASK | Q2_COPIED);
-	*word = keep | (g->extended_l2 ? 0 : Q2_ZERO);
-	*bitmap = g->extended_l2 ? (uint64_t)UINT32_MAX << 32 : 0;
+	bool zero = fate != EMPTY;
+	*word = keep | (zero && !g->extended_l2 ? Q2_ZERO : 0);
+	*bitmap = zero && g->extended_l2 ? (uint64_t)UINT32_MAX << 32 : 0;
 }
 
 /* Gives the range of the external data file back to the host once the entries no longer need it. */
@@ -51,13 +59,22 @@ static int punch_later(struct qcow2_image *image, uint64_t offset, uint64_t leng
 	return 0;
 }
 
-/* Turns the entries of whole clusters [start, end) into zeros. */
-static int zero_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, bool unmap,
-			 struct qcow2_error *err)
+/* Does the run need nothing done? */
+static bool is_done(const struct qcow2_image *image, const struct q2_run *run, enum fate fate)
+{
+	bool has_backing = image->backing || image->backing_name.data;
+	if (run->has_host && fate != KEEP)
+		return false;
+	return run->kind == Q2_SUB_UNALLOCATED ? fate == EMPTY || !has_backing
+					       : run->kind == Q2_SUB_ZERO && fate != EMPTY;
+}
+
+/* Changes the entries of whole clusters [start, end), by runs. */
+static int change_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, enum fate fate,
+			   struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	const struct q2_geometry *g = &meta->geo;
-	bool has_backing = image->backing || image->backing_name.data;
 	while (start < end) {
 		int rc = q2_edit_begin(image, err);
 		struct q2_run run;
@@ -65,9 +82,7 @@ static int zero_clusters(struct qcow2_image *image, uint64_t start, uint64_t end
 			rc = q2_map_find(&image->map, q2_guest_at(start), end - start, &run, err);
 		if (rc)
 			return rc;
-		/* What reads as zeros already, and holds no space that is to be given back, stays as it is. */
-		bool is_zero = run.kind == Q2_SUB_ZERO || (run.kind == Q2_SUB_UNALLOCATED && !has_backing);
-		if (is_zero && !(run.has_host && unmap) && run.length >= g->cluster_size) {
+		if (run.length >= g->cluster_size && is_done(image, &run, fate)) {
 			start += q2_round_down(run.length, g->cluster_size);
 			continue;
 		}
@@ -80,7 +95,7 @@ static int zero_clusters(struct qcow2_image *image, uint64_t start, uint64_t end
 			struct q2_entry old = q2_link_get(g, entry);
 			uint64_t word, bitmap;
 			bool release;
-			zero_entry(image, &old, unmap, &word, &bitmap, &release);
+			new_entry(image, &old, fate, &word, &bitmap, &release);
 			if (release)
 				rc = q2_link_release(&image->map, &old, err);
 			if (!rc && release && g->external_data)
@@ -89,9 +104,14 @@ static int zero_clusters(struct qcow2_image *image, uint64_t start, uint64_t end
 				return q2_commit_fail(meta, rc, err);
 			q2_link_put(g, entry, word, bitmap);
 		}
-		meta->punch_freed |= unmap;
+		meta->punch_freed |= fate != KEEP;
 	}
 	return 0;
+}
+
+int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
+{
+	return change_clusters(image, start, end, EMPTY, err);
 }
 
 /* Sets the zero bits of subclusters [from, to) inside one cluster. needs: extended L2, not compressed, the
@@ -201,45 +221,11 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 		if (!rc && image->meta.geo.version2)
 			rc = q2_unmap_clusters(image, low, high, err);
 		else if (!rc)
-			rc = zero_clusters(image, low, high, flags & QCOW2_ZERO_UNMAP, err);
+			rc = change_clusters(image, low, high, flags & QCOW2_ZERO_UNMAP ? UNMAP : KEEP, err);
 		if (!rc && high < end)
 			rc = zero_part(image, high, end, err);
 	}
 	return rc ? q2_image_blame(image, rc, err) : 0;
-}
-
-int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
-{
-	struct q2_meta *meta = &image->meta;
-	const struct q2_geometry *g = &meta->geo;
-	while (start < end) {
-		int rc = q2_edit_begin(image, err);
-		struct q2_run run;
-		if (!rc)
-			rc = q2_map_find(&image->map, q2_guest_at(start), end - start, &run, err);
-		if (rc)
-			return rc;
-		if (run.kind == Q2_SUB_UNALLOCATED && run.length >= g->cluster_size && !run.has_host) {
-			start += q2_round_down(run.length, g->cluster_size);
-			continue;
-		}
-		uint8_t *entry;
-		uint32_t left;
-		rc = q2_link_edit(&image->map, q2_guest_at(start), &entry, &left, err);
-		if (rc)
-			return rc;
-		for (; left && start < end; left--, start += g->cluster_size, entry += g->l2_entry_size) {
-			struct q2_entry old = q2_link_get(g, entry);
-			rc = q2_link_release(&image->map, &old, err);
-			if (!rc && old.has_host && g->external_data)
-				rc = punch_later(image, start, g->cluster_size, err);
-			if (rc)
-				return q2_commit_fail(meta, rc, err);
-			q2_link_put(g, entry, 0, 0);
-		}
-		meta->punch_freed = true;
-	}
-	return 0;
 }
 
 int qcow2_image_discard(struct qcow2_image *image, uint64_t offset, uint64_t length, struct qcow2_error *err)
@@ -265,7 +251,7 @@ int qcow2_image_discard(struct qcow2_image *image, uint64_t offset, uint64_t len
 		return 0;
 	/* Without a backing file an unallocated cluster reads as zeros; with one the entry has to say so. */
 	if (has_backing)
-		rc = zero_clusters(image, low, high, true, err);
+		rc = change_clusters(image, low, high, UNMAP, err);
 	else
 		rc = q2_unmap_clusters(image, low, high, err);
 	return rc ? q2_image_blame(image, rc, err) : 0;
