@@ -445,13 +445,13 @@ struct qcow2_copy_options {
 	unsigned threads;     /* 0: one per processor */
 	bool target_exists;   /* write into the target as it is; else it is emptied and resized first */
 	bool target_is_zero;  /* with target_exists: all of it reads as zeros already */
-	bool target_backing;  /* with target_exists, a qcow2 image: where the source has nothing of its own the
+	bool target_backing; /* with target_exists, a qcow2 image: where the source has nothing of its own the
 			       * target is left alone; a new image does so when it has a backing file */
-	bool salvage;         /* what cannot be read becomes zeros */
-	bool sync;            /* flush the target at the end */
-	bool compress;        /* into a qcow2 image: compressed clusters */
-	bool bitmaps;         /* into a qcow2 image: the bitmaps of the one source too, but those in use */
-	uint64_t rate;        /* data bytes a second at most; 0: no limit */
+	bool salvage;        /* what cannot be read becomes zeros */
+	bool sync;           /* flush the target at the end */
+	bool compress;       /* into a qcow2 image: compressed clusters */
+	bool bitmaps;        /* into a qcow2 image: the bitmaps of the one source too, but those in use */
+	uint64_t rate;       /* data bytes a second at most; 0: no limit */
 };
 
 /*
@@ -662,5 +662,39 @@ struct qcow2_commit_options {
 int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
 		     const struct qcow2_commit_options *options, struct qcow2_job **out,
 		     struct qcow2_error *err);
+
+/* ---- amending ------------------------------------------------------------------------------ */
+
+/*
+ * Long changes of one image, done in steps on the caller's thread: a step returns after about a tenth of a second
+ * with 1 (there is more), 0 (all is done) or the failure, which every later step repeats. gives: *done of *total.
+ * A task given up in the middle leaves the same disk, with a part of the change done. Between the steps the image is
+ * not used otherwise.
+ */
+struct qcow2_task;
+int qcow2_task_step(struct qcow2_task *task, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+/* NULL is fine. */
+void qcow2_task_free(struct qcow2_task *task);
+
+struct qcow2_amend_options {
+	uint32_t version;             /* 2 or 3; 0: as it is */
+	uint32_t refcount_bits;       /* 0: as it is */
+	int lazy_refcounts;           /* 1 on, 0 off, -1 as it is */
+	int data_raw;                 /* the same: the external data file alone is the disk at every moment */
+	struct qcow2_bytes data_name; /* data NULL: as it is */
+	bool set_backing; /* as `rebase -u`: the disk becomes what it is over the new backing file */
+	struct qcow2_bytes backing_name, backing_format; /* data NULL: none */
+	bool set_size, shrink;                           /* shrink: a smaller size is meant */
+	uint64_t size;
+};
+
+/*
+ * Changes what can be changed of an image that exists. needs: qcow2_image_begin_tables or qcow2_image_begin. All that
+ * can be refused is refused here; then each option is one switch of the header, and the disk's contents are the same
+ * at every instant. fails: `range`, `conflict`, `unsupported`; `missing` when a raw data file is wanted and the data
+ * file is not attached.
+ */
+int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options *options,
+		    struct qcow2_task **out, struct qcow2_error *err);
 
 #endif

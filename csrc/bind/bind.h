@@ -16,6 +16,7 @@
 #define Q2_IMAGE_CLASS "qcow2.image"
 #define Q2_JOB_CLASS "qcow2.job"
 #define Q2_CHECK_CLASS "qcow2.check"
+#define Q2_TASK_CLASS "qcow2.task"
 
 struct q2_handle {
 	void *object; /* NULL: closed */
@@ -58,5 +59,6 @@ void q2_bind_open_create(lua_State *L);
 void q2_bind_open_job(lua_State *L);
 void q2_bind_open_chain(lua_State *L);
 void q2_bind_open_check(lua_State *L);
+void q2_bind_open_amend(lua_State *L);
 
 #endif

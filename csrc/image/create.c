@@ -19,9 +19,6 @@
 #define FEATURE_NAME 48u /* bytes of an entry: type, bit, name */
 #define MAX_BACKING_FORMAT 15u
 
-/* Other implementations leave the feature name table out of smaller clusters too. */
-#define FEATURE_NAMES_FROM 8192u
-
 /* ---- which options go together ----------------------------------------------------------------- */
 
 static bool is_power_of_2(uint64_t v)
@@ -140,11 +137,10 @@ static uint32_t padded(size_t length)
 
 static bool has_feature_names(const struct q2_create *c)
 {
-	return c->header.version == 3 && c->geo.cluster_size >= FEATURE_NAMES_FROM;
+	return c->header.version == 3 && c->geo.cluster_size >= Q2_FEATURE_NAMES_FROM;
 }
 
-/* Eight entries and more: FEATURE(...) of format/features.def. */
-static uint32_t put_feature_names(uint8_t *out)
+uint32_t q2_create_feature_names(uint8_t *out)
 {
 	enum { INCOMPATIBLE, COMPATIBLE, AUTOCLEAR };
 	uint32_t used = 0;
@@ -171,7 +167,7 @@ static uint64_t header_bytes(const struct q2_create *c)
 	if (o->data_name.data)
 		bytes += 8 + padded(o->data_name.length);
 	if (has_feature_names(c))
-		bytes += 8 + put_feature_names(NULL);
+		bytes += 8 + q2_create_feature_names(NULL);
 	return bytes + (o->backing_name.data ? o->backing_name.length : 0);
 }
 
@@ -193,7 +189,7 @@ static void put_header(struct q2_create *c, uint8_t *out)
 	at = put_extension(at, Q2_EXT_BACKING_FORMAT, o->backing_format);
 	at = put_extension(at, Q2_EXT_DATA_FILE, o->data_name);
 	if (has_feature_names(c)) {
-		uint32_t length = put_feature_names(at + 8);
+		uint32_t length = q2_create_feature_names(at + 8);
 		q2_store32(at, Q2_EXT_FEATURE_NAMES);
 		q2_store32(at + 4, length);
 		at += 8 + length;

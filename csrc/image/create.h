@@ -25,6 +25,13 @@ struct q2_create {
 	uint64_t length;              /* of the image file: up to the end of the last table or cluster */
 };
 
+/* Other implementations leave the feature name table out of smaller clusters too. */
+#define Q2_FEATURE_NAMES_FROM 8192u
+
+/* Writes the feature name table, an entry for each FEATURE(...) of format/features.def, into zeroed `out`; NULL only
+ * measures. gives: its bytes. */
+uint32_t q2_create_feature_names(uint8_t *out);
+
 /* Writes every table. needs: the store reads as zeros; zeros are not written. gives: nothing is flushed. */
 int q2_create_tables_write(const struct q2_create *c, struct qcow2_error *err);
 

@@ -140,6 +140,71 @@ static int place(struct qcow2_image *image, const struct q2_head *head, uint64_t
 	return q2_commit_header(meta, err);
 }
 
+/* Where the list and the name that are in force now end. */
+static int old_end(const struct qcow2_image *image, const struct qcow2_header *old, uint32_t old_base,
+		   uint64_t *end, struct qcow2_error *err)
+{
+	struct q2_head list;
+	uint64_t name_at;
+	int rc = q2_head_load(image, &list, err);
+	if (!rc) {
+		*end = q2_max(old_base + list_length(&list, &name_at),
+			      old->backing_file_offset + old->backing_file_size);
+	}
+	q2_head_free(&list);
+	return rc;
+}
+
+/* The first sector, new from end to end: fields, then `length` bytes of list at `base`. */
+static int write_sector(struct qcow2_image *image, uint64_t base, const uint8_t *list, uint64_t length,
+			struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	uint8_t sector[SECTOR] = {0};
+	q2_header_put(&meta->header, sector);
+	memcpy(sector + base, list, length);
+	meta->unsynced = true;
+	int rc = qcow2_store_write(meta->store, 0, sector, sizeof sector, err);
+	if (!rc)
+		rc = q2_commit_barrier(meta, err);
+	return rc ? q2_commit_fail(meta, rc, err) : q2_image_reload_head(image, err);
+}
+
+int q2_head_store_version(struct qcow2_image *image, const struct q2_head *head, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	struct qcow2_header *h = &meta->header;
+	uint64_t base = h->version >= 3 ? Q2_HEADER_FULL : Q2_HEADER_V2;
+	uint32_t old_base = h->version >= 3 ? Q2_HEADER_V2 : h->header_length;
+	uint64_t name_at, length = list_length(head, &name_at), end = 0;
+	q2_auto uint8_t *list = q2_new(length, 1);
+	int rc = list ? 0 : q2_error_nomem(err);
+	if (!rc)
+		rc = old_end(image, h, old_base, &end, err);
+	if (rc)
+		return rc;
+	put_list(head, list);
+	h->header_length = (uint32_t)base;
+	point_at(h, head, base, name_at);
+	if (base + length <= SECTOR)
+		return write_sector(image, base, list, length, err);
+	/* The old header ends where its list does; behind it and the sector there is room for the name. */
+	end = q2_round_up(q2_max(end, SECTOR), 8);
+	if (base + name_at > SECTOR || end + head->backing_length > meta->geo.cluster_size)
+		return q2_error_set(err, QCOW2_E_NOSPACE, Q2_NO_OFFSET,
+				    "The header cluster of %" PRIu32
+				    " bytes has no room for its extensions and names in the other version",
+				    meta->geo.cluster_size);
+	meta->unsynced = true;
+	rc = qcow2_store_write(meta->store, end, head->backing_name, head->backing_length, err);
+	if (!rc)
+		rc = q2_commit_barrier(meta, err);
+	if (rc)
+		return q2_commit_fail(meta, rc, err);
+	h->backing_file_offset = end;
+	return write_sector(image, base, list, name_at, err);
+}
+
 int q2_head_store(struct qcow2_image *image, const struct q2_head *head, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;

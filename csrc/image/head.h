@@ -42,4 +42,11 @@ int q2_head_set_backing(struct q2_head *head, const void *name, uint32_t length,
  */
 int q2_head_store(struct qcow2_image *image, const struct q2_head *head, struct qcow2_error *err);
 
+/*
+ * The same when meta.header changes the version, and with it where the list begins: one write of the first sector. A
+ * name that is too long for the sector is put behind the old list first.
+ * fails: `nospace`; then nothing changed.
+ */
+int q2_head_store_version(struct qcow2_image *image, const struct q2_head *head, struct qcow2_error *err);
+
 #endif

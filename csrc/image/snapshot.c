@@ -6,7 +6,7 @@
  * cluster that the disk and two snapshots show has 3, whether they share L2 tables or not. */
 #include "base/be.h"
 #include "format/record.h"
-#include "image/image.h"
+#include "image/amend.h"
 #include "meta/link.h"
 #include "meta/shadow.h"
 
@@ -553,33 +553,19 @@ undo:
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
-int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const char *name,
-				struct qcow2_error *err)
+/* Makes `table` the snapshot table, by one switch of the header. */
+static int replace_table(struct qcow2_image *image, const struct q2_vec *table, uint32_t count,
+			 struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	struct change change = {0};
-	struct q2_vec record = {0}, table = {0};
-	struct qcow2_snapshot s = {0};
-	uint32_t count = 0;
-	int rc = begin(image, err);
-	if (!rc)
-		rc = qcow2_image_snapshot(image, index, &s, err);
-	if (!rc && strlen(name) > UINT16_MAX)
-		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "The snapshot's name is too long");
-	if (rc)
-		return q2_image_blame(image, rc, err);
 	const struct qcow2_header saved = meta->header;
-	uint64_t old_table = meta->header.snapshots_offset, old_bytes = table_bytes(image);
-	s.name = (struct qcow2_bytes){(const uint8_t *)name, strlen(name)};
-	rc = make_record(&s, &record, err);
-	if (!rc)
-		rc = build_table(image, index, &record, NULL, &table, &count, err);
-	if (!rc)
-		rc = take_places(image, &change, NULL, 0, table.count, err);
+	uint64_t old_table = saved.snapshots_offset, old_bytes = table_bytes(image);
+	int rc = take_places(image, &change, NULL, 0, table->count, err);
 	if (!rc)
 		rc = q2_commit_flush(meta, err);
 	if (!rc)
-		rc = write_table(image, &change, &table, count, err);
+		rc = write_table(image, &change, table, count, err);
 	if (!rc)
 		rc = q2_commit_barrier(meta, err);
 	if (!rc)
@@ -592,7 +578,99 @@ int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const
 	}
 	q2_shadow_undo(meta, &change.shadow);
 	change_free(&change);
+	return rc;
+}
+
+int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const char *name,
+				struct qcow2_error *err)
+{
+	struct q2_vec record = {0}, table = {0};
+	struct qcow2_snapshot s;
+	uint32_t count = 0;
+	int rc = begin(image, err);
+	if (!rc)
+		rc = qcow2_image_snapshot(image, index, &s, err);
+	if (!rc && strlen(name) > UINT16_MAX)
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "The snapshot's name is too long");
+	if (rc)
+		return q2_image_blame(image, rc, err);
+	s.name = (struct qcow2_bytes){(const uint8_t *)name, strlen(name)};
+	rc = make_record(&s, &record, err);
+	if (!rc)
+		rc = build_table(image, index, &record, NULL, &table, &count, err);
+	if (!rc)
+		rc = replace_table(image, &table, count, err);
 	q2_vec_free(&record);
 	q2_vec_free(&table);
 	return rc ? q2_image_blame(image, rc, err) : 0;
+}
+
+/* What version 3 wants of every snapshot: the size of its VM state in 64 bits and that of its disk. */
+enum { LEAST_EXTRA = 16 };
+
+int q2_snapshot_complete(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct q2_vec table = {0};
+	uint32_t count = 0;
+	bool lacking = false;
+	int rc = begin(image, err);
+	if (!rc)
+		rc = qcow2_image_snapshot_count(image, &count, err);
+	for (uint32_t i = 0; i < count && !rc; i++) {
+		struct qcow2_snapshot s;
+		uint8_t extra[LEAST_EXTRA];
+		rc = qcow2_image_snapshot(image, i, &s, err);
+		if (!rc && s.extra_data.length < LEAST_EXTRA) {
+			q2_store64(extra, s.vm_state_size);
+			q2_store64(extra + 8, s.size);
+			s.extra_data = (struct qcow2_bytes){extra, sizeof extra};
+			lacking = true;
+		}
+		if (!rc)
+			rc = make_record(&s, &table, err);
+	}
+	if (!rc && lacking)
+		rc = replace_table(image, &table, count, err);
+	q2_vec_free(&table);
+	return rc;
+}
+
+int q2_snapshot_let_go(struct qcow2_image *image, const struct q2_span *spans, size_t count,
+		       struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct q2_geometry *g = &meta->geo;
+	struct change change = {0};
+	int rc = begin(image, err);
+	if (rc)
+		return rc;
+	const uint64_t *l1 = image->map.l1;
+	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
+	rc = take_places(image, &change, l1, image->map.l1_entries, 0, err);
+	if (!rc)
+		rc = q2_shadow_open(meta, &change.shadow, err);
+	for (size_t i = 0; i < count && !rc; i++)
+		rc = q2_refcount_add(meta, spans[i].start, spans[i].count, -1, err);
+	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
+	for (uint32_t i = 0; i < image->map.l1_entries && !rc; i++)
+		if (l1[i] & Q2_OFFSET_MASK)
+			rc = q2_refcount_add(meta, (l1[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
+	if (!rc && image->map.l1_entries)
+		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
+				     -1, err);
+	if (!rc)
+		rc = write_tables(image, &change, l1, err);
+	if (!rc) {
+		name_l1(image, &change);
+		rc = q2_shadow_switch(meta, &change.shadow, err);
+	}
+	if (!rc) {
+		adopt_l1(image, &change);
+		meta->free_hint = 1;
+		q2_cache_drop(&meta->cache);
+		rc = end(image, 0, 0, err);
+	}
+	q2_shadow_undo(meta, &change.shadow);
+	change_free(&change);
+	return rc;
 }

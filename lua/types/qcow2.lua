@@ -423,9 +423,27 @@ function image:bitmap_clear(name, offset, length) end
 ---@return true?, string?, qcow2.kind?, integer?
 function image:bitmap_merge(name, source, options) end
 
+---Changes what can be changed of an image that exists. All that can be refused is refused before anything changes;
+---each option is then one switch on disk, and the contents are the same at every instant.
+---@param options qcow2.amend_options
+---@return true?, string?, qcow2.kind?, integer?
+function image:amend(options) end
+
 ---Closes; every error of a flush comes out here. Closing twice is fine.
 ---@return true?, string?, qcow2.kind?, integer?
 function image:close() end
+
+---@class qcow2.amend_options
+---@field compat? "0.10"|"1.1"|"v2"|"v3"
+---@field lazy_refcounts? boolean
+---@field refcount_bits? integer
+---@field backing_file? string|false  the stored name alone changes; false: none
+---@field backing_fmt? "qcow2"|"raw"  a new name needs one
+---@field data_file? string           the stored name alone changes
+---@field data_file_raw? boolean      on: what the data file lacks of the disk is written there
+---@field size? qcow2.size
+---@field shrink? boolean             a smaller size is meant
+---@field progress? fun(done: integer, total: integer)
 
 ---What one kind of finding means.
 ---@class qcow2.problem

@@ -18,8 +18,8 @@ local function help()
 end
 
 -- In the order in which help lists them.
-local VERBS = { "create", "info", "check", "map", "measure", "convert", "commit", "rebase", "snapshot", "bitmap",
-  "resize", "compare", "dd", "adopt", "dump", "explain", "shell" }
+local VERBS = { "create", "info", "check", "map", "measure", "convert", "commit", "rebase", "snapshot",
+  "bitmap", "amend", "resize", "compare", "dd", "adopt", "dump", "explain", "shell" }
 
 local BUG = 99
 local INTERRUPTED = 130
