@@ -10,8 +10,9 @@
 #include <stdatomic.h>
 #include <time.h>
 
-/* Units in the ring for each thread: one in work, and enough behind it to bridge the coordinator's pauses. */
-#define UNITS_PER_THREAD 4u
+/* Units in the ring for each thread: one in work, and enough behind it to bridge the coordinator's pauses, which
+ * are long where other processes want the processors too. */
+#define UNITS_PER_THREAD 16u
 #define MAX_THREADS 1024u
 
 enum state {
@@ -111,7 +112,9 @@ static void *worker_main(void *argument)
 		}
 		pool->states[number % pool->ring] = FREE;
 		pool->finished++;
-		pthread_cond_signal(&pool->done);
+		/* Nothing that the coordinator waits for becomes true before: see has_room, has_ended. */
+		if (pool->submitted - pool->finished <= pool->ring / 2)
+			pthread_cond_signal(&pool->done);
 	}
 	pthread_mutex_unlock(&pool->lock);
 	return NULL;
