@@ -155,6 +155,13 @@ static int old_end(const struct qcow2_image *image, const struct qcow2_header *o
 	return rc;
 }
 
+/* What memory knows of the header is read anew. When that fails, memory and disk no longer say the same. */
+static int reload(struct qcow2_image *image, struct qcow2_error *err)
+{
+	int rc = q2_image_reload_head(image, err);
+	return rc ? q2_commit_fail(&image->meta, rc, err) : 0;
+}
+
 /* The first sector, new from end to end: fields, then `length` bytes of list at `base`. */
 static int write_sector(struct qcow2_image *image, uint64_t base, const uint8_t *list, uint64_t length,
 			struct qcow2_error *err)
@@ -167,7 +174,7 @@ static int write_sector(struct qcow2_image *image, uint64_t base, const uint8_t 
 	int rc = qcow2_store_write(meta->store, 0, sector, sizeof sector, err);
 	if (!rc)
 		rc = q2_commit_barrier(meta, err);
-	return rc ? q2_commit_fail(meta, rc, err) : q2_image_reload_head(image, err);
+	return rc ? q2_commit_fail(meta, rc, err) : reload(image, err);
 }
 
 int q2_head_store_version(struct qcow2_image *image, const struct q2_head *head, struct qcow2_error *err)
@@ -251,5 +258,5 @@ int q2_head_store(struct qcow2_image *image, const struct q2_head *head, struct 
 		if (!rc)
 			rc = place(image, head, base, list, length, name_at, err);
 	}
-	return rc ? rc : q2_image_reload_head(image, err);
+	return rc ? rc : reload(image, err);
 }

@@ -396,13 +396,14 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
 	if (!rc)
 		rc = q2_shadow_open(meta, &change.shadow, err);
-	/* The snapshot keeps the disk's tables; the disk refers once more to all the data, by tables of its own. */
-	if (!rc)
-		rc = count_l1(image, l1, image->map.l1_entries, 1, err);
+	/* The snapshot keeps the disk's tables; the disk refers once more to all the data, by tables of its own. What
+	 * a count loses it loses first, so that no count is refused that would fit in the end. */
 	for (uint32_t i = 0; i < image->map.l1_entries && !rc; i++)
 		if (l1[i] & Q2_OFFSET_MASK)
 			rc = q2_refcount_add(meta, (l1[i] & Q2_OFFSET_MASK) >> meta->geo.cluster_bits, 1, -1,
 					     err);
+	if (!rc)
+		rc = count_l1(image, l1, image->map.l1_entries, 1, err);
 	if (!rc)
 		rc = write_tables(image, &change, l1, err);
 	if (!rc)
@@ -468,17 +469,17 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 	rc = take_places(image, &change, from, (uint32_t)entries, 0, err);
 	if (!rc)
 		rc = q2_shadow_open(meta, &change.shadow, err);
-	/* The data gets the disk's reference before the disk's old data loses it: no count passes zero. The
-	 * snapshot's L2 tables stay its own, the disk has copies. */
-	if (!rc)
-		rc = count_l1(image, from, (uint32_t)entries, 1, err);
-	for (uint32_t i = 0; i < entries && !rc; i++)
-		if (from[i] & Q2_OFFSET_MASK)
-			rc = q2_refcount_add(meta, (from[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
+	/* The disk's old tables and data lose its reference, then those of the snapshot get it, whose L2 tables stay
+	 * its own: the disk has copies. In this order no count is refused that would fit in the end. */
 	if (!rc)
 		rc = count_l1(image, old, old_entries, -1, err);
 	if (!rc && old_entries)
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(old_entries * 8ull, g->cluster_size), -1, err);
+	for (uint32_t i = 0; i < entries && !rc; i++)
+		if (from[i] & Q2_OFFSET_MASK)
+			rc = q2_refcount_add(meta, (from[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
+	if (!rc)
+		rc = count_l1(image, from, (uint32_t)entries, 1, err);
 	if (!rc)
 		rc = write_tables(image, &change, from, err);
 	if (rc)

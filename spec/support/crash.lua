@@ -140,31 +140,43 @@ local function snapshot_problems(list, img, marks)
   add(list, "the list of snapshots is neither the old nor the new one: %s", sorted_names(listed))
 end
 
--- A bitmap is there. One that follows writes is marked in use or true about every sector that is not as it was at
--- the start; after the end of writing it is true. parts.bitmaps: name -> whether it follows writes.
-local function bitmap_problems(list, image, got, parts, ended)
+-- Is every sector set in the bitmap that is not as it was at `start`? gives: nil, or where one is not.
+local function missed(image, bitmap, start, got)
+  local dirty = {}
+  for _, range in ipairs(image:bitmap_ranges(bitmap)) do
+    for at = range.offset // SECTOR, (range.offset + range.length - 1) // SECTOR do dirty[at] = true end
+  end
+  for at = 0, #got - 1, SECTOR do
+    if got:sub(at + 1, at + SECTOR) ~= start:sub(at + 1, at + SECTOR) and not dirty[at // SECTOR] then return at end
+  end
+end
+
+-- The bitmaps are those of one of the marks. Each that follows writes is marked in use or true about every sector
+-- that changed; after the end of writing it is true.
+local function bitmap_problems(list, image, got, parts, marks)
   if not parts.bitmaps then return end
-  if image.header.autoclear_features & 1 == 0 then add(list, "the bitmaps' autoclear bit is off") end
-  local start = parts.disk
-  for name, follows in pairs(parts.bitmaps) do
-    local bitmap = image.bitmaps[name]
-    if not bitmap then
-      add(list, "bitmap %s is gone", name)
-    elseif bitmap.in_use and (ended or not follows) then
-      add(list, "bitmap %s is marked in use", name)
-    elseif follows and not bitmap.in_use then
-      local dirty = {}
-      for _, range in ipairs(image:bitmap_ranges(bitmap)) do
-        for at = range.offset // SECTOR, (range.offset + range.length - 1) // SECTOR do dirty[at] = true end
-      end
-      for at = 0, #got - 1, SECTOR do
-        if got:sub(at + 1, at + SECTOR) ~= start:sub(at + 1, at + SECTOR) and not dirty[at // SECTOR] then
-          add(list, "bitmap %s misses the change at %d", name, at)
-          break
+  local listed, ended = {}, #marks == 1 and marks[1].verb == "finish"
+  for _, bitmap in ipairs(image.bitmaps) do listed[bitmap.name] = true end
+  if next(listed) and image.header.autoclear_features & 1 == 0 then add(list, "the bitmaps' autoclear bit is off") end
+  local last
+  for _, mark in ipairs(marks) do
+    if sorted_names(mark.bitmaps) == sorted_names(listed) then
+      local problems = {}
+      for name, start in pairs(mark.bitmaps) do
+        local bitmap = image.bitmaps[name]
+        if bitmap.in_use then
+          if ended or not start then add(problems, "bitmap %s is marked in use", name) end
+        elseif start then
+          local at = missed(image, bitmap, start, got)
+          if at then add(problems, "bitmap %s misses the change at %d", name, at) end
         end
       end
+      if #problems == 0 then return end
+      last = problems
     end
   end
+  last = last or { "the list of bitmaps is neither the old nor the new one: " .. sorted_names(listed) }
+  table.move(last, 1, #last, #list + 1, list)
 end
 
 --- Judges one survivor. `image`, `data`: its bytes; marks: what it may hold; parts: of session.make.
@@ -199,7 +211,8 @@ function crash.judge(image_bytes, data_bytes, marks, parts, whole)
   end
   list[#list + 1] = crash.disk_problem(got, marks, whole)
   snapshot_problems(list, img, marks)
-  bitmap_problems(list, image, got, parts, #marks == 1 and marks[1].verb == "finish")
+  bitmap_problems(list, image, got, parts, marks)
+  if parts.backing and image.backing_format ~= "raw" then add(list, "the backing file has lost its format") end
   if image.data_file_raw and session.cut(data_bytes, #got) ~= got then
     list[#list + 1] = "the raw data file is not the disk"
   end
@@ -216,7 +229,10 @@ function crash.ask_qemu(image_bytes, data_bytes, parts, got, dirty)
   local path = judge_dir .. "/image"
   sh.spit(path, image_bytes)
   if data_bytes then sh.spit(judge_dir .. "/data", data_bytes) end
-  if parts.backing then sh.spit(judge_dir .. "/backing", parts.backing) end
+  if parts.backing then
+    sh.spit(judge_dir .. "/backing", parts.backing)
+    sh.spit(judge_dir .. "/backing elsewhere", parts.backing)
+  end
   sh.spit(judge_dir .. "/want", got)
   local script = [[
 qemu-img check -f qcow2 $repair image >report 2>&1; code=$?
@@ -429,8 +445,7 @@ function crash.play_create(name, case)
   local stores = { image = assert(core.store_memory(case.old or 0)):power() }
   if case.data then stores.data = assert(core.store_memory(case.data)):power(stores.image) end
   assert(core.create(stores.image, stores.data, case.create))
-  local kept = case.create.keep_data_file
-  local parts = { backing = case.backing }
+  local kept, parts = case.create.keep_data_file, { backing = case.backing }
   local disk = session.cut(kept and case.data or case.backing or "", case.create.size)
   local rng = random.new(name)
   local judged = crash.cut(name, stores, rng, function(count, image, data, is_end)

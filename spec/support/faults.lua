@@ -49,7 +49,8 @@ local function run_once(parts, scenario, case)
     stores[name] = name == case.store and assert(store:fault(case.kind, case.nth, case.errno, case.sticky)) or store
   end
   local list = {}
-  local marks = { { disk = parts.disk, snapshots = parts.snapshots or {}, verb = "open" } }
+  local marks = { { disk = parts.disk, snapshots = parts.snapshots or {},
+    bitmaps = session.bitmaps_of(parts), verb = "open" } }
   local s, message, kind = session.open(stores, parts)
   local failure = not s and { message = message, kind = kind }
   if s then

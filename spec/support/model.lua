@@ -165,15 +165,10 @@ function steps.reopen(self)
   self:open()
 end
 
--- A snapshot that would make a count overflow is refused with "range", and nothing has changed.
-local function take_snapshot(self)
-  local name = "s" .. self.step
-  local ok, message, kind = self.img:snapshot_create(name)
-  if ok then
-    self.snapshots[name] = self.disk
-  elseif kind ~= "range" then
-    self:fail("snapshot_create: %s", message)
-  end
+-- What would make a count overflow is refused with "range", and nothing has changed. gives: was it done?
+function Play:fits(ok, message, kind)
+  if not ok and kind ~= "range" then self:fail("%s (%s)", message, kind) end
+  return ok
 end
 
 local function names_of(map)
@@ -189,11 +184,11 @@ function steps.snapshot(self)
   local name = #names > 0 and self.rng:pick(names)
   local which = self.rng:int(1, 5)
   if which <= 2 or not name then
-    take_snapshot(self)
+    local new = "s" .. self.step
+    if self:fits(self.img:snapshot_create(new)) then self.snapshots[new] = self.disk end
   elseif which == 3 then
     if self.plan.bitmaps and #self.snapshots[name] ~= #self.disk then return end
-    self:ok(self.img:snapshot_apply(name))
-    self.disk = self.snapshots[name]
+    if self:fits(self.img:snapshot_apply(name)) then self.disk = self.snapshots[name] end
   elseif which == 4 then
     self:ok(self.img:snapshot_delete(name))
     self.snapshots[name] = nil

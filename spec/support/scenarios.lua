@@ -79,6 +79,10 @@ local function plain(s)
   return not s.parts.data
 end
 
+local function tracking(s)
+  return s.parts.bitmaps
+end
+
 -- Bitmaps do not follow a resize.
 local function resizable(s)
   return not s.parts.bitmaps
@@ -169,6 +173,36 @@ local operations = {
     s:set_size(9 * s.parts.step)
     s:write(2 * s.parts.step, fill("n", 100))
   end },
+  ["a resize with metadata preallocated"] = { whole = true,
+    when = function(s) return resizable(s) and not s.parts.backing end,
+    run = function(s) s:grow(#s.disk + 10 * s.parts.step, "metadata") end },
+  ["a resize with everything preallocated"] = { whole = true,
+    when = function(s) return resizable(s) and not s.parts.backing end,
+    prepare = function(s) s:set_size(#s.disk - 5 * s.parts.step, true) end,
+    run = function(s) s:grow(#s.disk + 10 * s.parts.step, "full") end },
+  ["naming another backing file"] = {
+    when = function(s) return s.parts.backing end,
+    run = function(s) s:name_backing("backing elsewhere", "raw") end },
+  ["adding bitmaps"] = { when = tracking, run = function(s)
+    s:bitmap_new("new", 1024, true)
+    s:write(100, fill("n", 3000))
+    s:bitmap_new("newer", 512, false)
+  end },
+  ["removing bitmaps"] = { when = tracking, run = function(s)
+    s:write(100, fill("n", 3000))
+    s:bitmap_drop("follows")
+    s:write(100, fill("m", 300))
+    s:bitmap_drop("stands")
+  end },
+  ["changing bitmaps"] = { when = tracking, run = function(s)
+    s:write(100, fill("n", 3000))
+    s:bitmap_follow("stands", true)
+    s:write(10000, fill("n", 1000))
+    s:bitmap_change("follows", 0, #s.disk, false)
+    s:bitmap_join("follows", "stands")
+    s:bitmap_follow("follows", false)
+    s:write(20000, fill("n", 1000))
+  end },
   ["taking a snapshot"] = { when = plain, run = function(s) s:snapshot_take("new") end },
   ["taking a second snapshot"] = { when = plain,
     prepare = function(s)
@@ -250,6 +284,13 @@ scenarios.raw_disk = {
   end,
 }
 
+local function pick_name(rng, map)
+  local names = {}
+  for name in pairs(map) do names[#names + 1] = name end
+  table.sort(names)
+  return #names > 0 and rng:pick(names)
+end
+
 --- Random operations, as many as `count`; `snapshots` allowed or not.
 function scenarios.random_run(seed, count)
   return function(s)
@@ -278,10 +319,7 @@ function scenarios.random_run(seed, count)
       elseif what <= 87 and not s.parts.bitmaps and not (s.parts.create.version == 2 and next(s.snapshots)) then
         s:set_size(rng:int(1, 50 * step // 512) * 512, true)
       elseif what <= 93 and not s.parts.data then
-        local names = {}
-        for name in pairs(s.snapshots) do names[#names + 1] = name end
-        table.sort(names)
-        local name = #names > 0 and rng:pick(names)
+        local name = pick_name(rng, s.snapshots)
         local which = rng:int(1, 5)
         if which <= 2 or not name then
           s:snapshot_take(("s%d"):format(n))
@@ -291,6 +329,20 @@ function scenarios.random_run(seed, count)
           s:snapshot_drop(name)
         else
           s:snapshot_name(name, ("r%d"):format(n))
+        end
+      elseif s.parts.bitmaps then
+        local name = pick_name(rng, s.bitmaps)
+        local which = rng:int(1, 5)
+        if which == 1 or not name then
+          s:bitmap_new(("b%d"):format(n), 512 << rng:int(0, 4), rng:chance(70))
+        elseif which == 2 then
+          s:bitmap_drop(name)
+        elseif which == 3 then
+          s:bitmap_follow(name, rng:chance(50))
+        elseif which == 4 then
+          s:bitmap_change(name, 0, #s.disk, false)
+        else
+          s:bitmap_join(name, pick_name(rng, s.bitmaps))
         end
       end
     end

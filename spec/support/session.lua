@@ -32,14 +32,23 @@ local function copy(map)
   return out
 end
 
+--- The bitmaps of an image before it is written to: name -> the disk that its bits tell the changes of, false when
+-- it does not follow writes.
+function session.bitmaps_of(parts)
+  local out = {}
+  for name, follows in pairs(parts.bitmaps or {}) do out[name] = follows and parts.disk end
+  return out
+end
+
 --- Opens the image in `stores.image` (with `stores.data` when it has a data file) for writing.
--- parts: disk (what it holds), snapshots (name -> disk), backing (bytes of a raw backing file), raw (no qcow2).
+-- parts: disk (what it holds), snapshots (name -> disk), bitmaps (name -> does it follow writes), backing (bytes of
+-- a raw backing file), raw (no qcow2).
 -- gives: a session, or nil, message, kind.
 function session.open(stores, parts)
   local img, message, kind = core.image_open(stores.image, parts.raw and "raw" or "qcow2")
   if not img then return nil, message, kind end
   local self = setmetatable({ img = img, stores = stores, parts = parts, disk = parts.disk,
-    snapshots = parts.snapshots or {}, marks = {}, raw = parts.raw }, Session)
+    snapshots = parts.snapshots or {}, bitmaps = session.bitmaps_of(parts), marks = {}, raw = parts.raw }, Session)
   local ok
   if stores.data then
     ok, message, kind = raw.attach_data(img, stores.data)
@@ -71,7 +80,7 @@ end
 
 function Session:mark(verb, ok, flushed)
   self.marks[#self.marks + 1] = { at = self:recorded(), disk = self.disk, snapshots = copy(self.snapshots),
-    verb = verb, ok = ok, flushed = flushed }
+    bitmaps = copy(self.bitmaps), verb = verb, ok = ok, flushed = flushed }
 end
 
 -- ---- what each operation does to the string ------------------------------------------------
@@ -106,11 +115,38 @@ function predict.set_size(self, size)
   return cut(self.disk, size)
 end
 
+predict.grow = predict.set_size
+
 function predict.flush(self)
   return self.disk
 end
 
 predict.finish = predict.flush
+predict.name_backing = predict.flush
+
+-- These change self.bitmaps, of which try() has made a copy.
+function predict.bitmap_new(self, name, _, follows)
+  self.bitmaps[name] = follows and self.disk
+  return self.disk
+end
+
+function predict.bitmap_drop(self, name)
+  self.bitmaps[name] = nil
+  return self.disk
+end
+
+function predict.bitmap_follow(self, name, follows)
+  self.bitmaps[name] = follows and (self.bitmaps[name] or self.disk)
+  return self.disk
+end
+
+-- Bits were set, or all of them cleared.
+function predict.bitmap_change(self, name, _, _, dirty)
+  if not dirty and self.bitmaps[name] then self.bitmaps[name] = self.disk end
+  return self.disk
+end
+
+predict.bitmap_join = predict.flush
 
 function predict.snapshot_take(self, name)
   local snapshots = copy(self.snapshots)
@@ -134,30 +170,49 @@ function predict.snapshot_name(self, name, new)
   return self.disk, snapshots
 end
 
--- Calls the core's `method` with the number of the snapshot of this name.
-local function with_snapshot(self, method, name, ...)
-  local count, message, kind, errno = raw.snapshot_count(self.img)
-  for i = 0, (count or 0) - 1 do
+-- The number of the snapshot or bitmap of this name; nil, message, kind, errno.
+local function number_of(self, what, name)
+  local count, message, kind, errno = raw[what .. "_count"](self.img)
+  if not count then return nil, message, kind, errno end
+  for i = 0, count - 1 do
     local entry
-    entry, message, kind, errno = raw.snapshot_entry(self.img, i)
-    if not entry then break end
-    if entry.name == name then return method(self.img, i, ...) end
+    entry, message, kind, errno = raw[what .. "_entry"](self.img, i)
+    if not entry then return nil, message, kind, errno end
+    if entry.name == name then return i end
   end
-  if not message then error("no snapshot " .. name) end
-  return nil, message, kind, errno
+  error("no " .. what .. " " .. name)
 end
 
--- What the core is called with.
+-- Calls the core's `method` with that number.
+local function with_number(what, method)
+  return function(self, name, ...)
+    local number, message, kind, errno = number_of(self, what, name)
+    if not number then return nil, message, kind, errno end
+    return raw[method](self.img, number, ...)
+  end
+end
+
+-- What the core is called with, where it is not what the session is called with.
 local calls = {
   snapshot_take = function(self, name) return raw.snapshot_take(self.img, name, 1000000000, 5) end,
-  snapshot_revert = function(self, name) return with_snapshot(self, raw.snapshot_revert, name) end,
-  snapshot_drop = function(self, name) return with_snapshot(self, raw.snapshot_drop, name) end,
-  snapshot_name = function(self, name, new) return with_snapshot(self, raw.snapshot_name, name, new) end,
+  snapshot_revert = with_number("snapshot", "snapshot_revert"),
+  snapshot_drop = with_number("snapshot", "snapshot_drop"),
+  snapshot_name = with_number("snapshot", "snapshot_name"),
+  bitmap_drop = with_number("bitmap", "bitmap_drop"),
+  bitmap_follow = with_number("bitmap", "bitmap_follow"),
+  bitmap_change = with_number("bitmap", "bitmap_change"),
+  bitmap_join = function(self, name, from)
+    local number, message, kind, errno = number_of(self, "bitmap", from)
+    if not number then return nil, message, kind, errno end
+    return with_number("bitmap", "bitmap_join")(self, name, self.img, number)
+  end,
 }
 
 --- Does one operation. gives: the core's answer. A mark is left either way: a failed operation may have
 -- changed some sectors.
 function Session:try(verb, ...)
+  local before, before_snapshots, before_bitmaps = self.disk, self.snapshots, self.bitmaps
+  self.bitmaps = copy(self.bitmaps)
   local disk, snapshots = predict[verb](self, ...)
   local call = calls[verb]
   local ok, message, kind, errno
@@ -166,11 +221,10 @@ function Session:try(verb, ...)
   else
     ok, message, kind, errno = raw[verb](self.img, ...)
   end
-  local before, before_snapshots = self.disk, self.snapshots
   self.disk, self.snapshots = disk, snapshots or self.snapshots
   self:mark(verb, ok ~= nil, ok ~= nil and (verb == "flush" or verb == "finish"))
   if not ok then
-    self.disk, self.snapshots = before, before_snapshots
+    self.disk, self.snapshots, self.bitmaps = before, before_snapshots, before_bitmaps
   end
   return ok, message, kind, errno
 end
