@@ -25,7 +25,8 @@ static bool wait_turn_of_rate(struct qcow2_job *job, uint64_t deadline)
 		return true;
 	bool late = now + wait > (double)deadline;
 	uint64_t most = deadline > now ? deadline - now : 0, length = late ? most : (uint64_t)wait;
-	struct timespec t = {.tv_sec = (time_t)(length / 1000000000u), .tv_nsec = (long)(length % 1000000000u)};
+	struct timespec t = {.tv_sec = (time_t)(length / 1000000000u),
+			     .tv_nsec = (long)(length % 1000000000u)};
 	nanosleep(&t, NULL); /* a signal may end it early: then the step returns early */
 	return !late;
 }
