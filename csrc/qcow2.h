@@ -302,6 +302,7 @@ int qcow2_image_write(struct qcow2_image *image, uint64_t offset, const void *bu
 
 enum qcow2_zero_flags {
 	QCOW2_ZERO_UNMAP = 1 << 0, /* give the host its space back where whole clusters become zeros */
+	QCOW2_ZERO_OWN = 1 << 1,   /* also where only the backing file is zeros: it is about to change */
 };
 /* Makes the range read as zeros. */
 int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length, unsigned flags,

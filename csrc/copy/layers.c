@@ -99,7 +99,7 @@ static int write_run(struct q2_layers *layers, struct worker *worker, uint64_t o
 		     uint64_t length, struct qcow2_error *err)
 {
 	if (q2_zero_test(buf, length))
-		return q2_target_zero(&layers->target, offset, length, err);
+		return q2_target_zero(&layers->target, offset, length, QCOW2_ZERO_OWN, err);
 	if (!layers->compress)
 		return q2_target_write(&layers->target, offset, buf, length, err);
 	uint64_t cluster = layers->grain;
@@ -107,7 +107,7 @@ static int write_run(struct q2_layers *layers, struct worker *worker, uint64_t o
 		uint64_t n = q2_min(cluster - offset % cluster, length);
 		bool last = offset + n == layers->size;
 		if (q2_zero_test(buf, n)) {
-			rc = q2_target_zero(&layers->target, offset, n, err);
+			rc = q2_target_zero(&layers->target, offset, n, QCOW2_ZERO_OWN, err);
 		} else if (offset % cluster == 0 && (n == cluster || last)) {
 			/* The chunk's buffer reaches to the end of the cluster. */
 			memset(buf + n, 0, cluster - n);
@@ -221,7 +221,7 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 			break;
 		if (!compares(layers, unit) && q2_piece_is_zero(piece)) {
 			stop = piece->offset + piece->length;
-			rc = q2_target_zero(&layers->target, at, stop - at, err);
+			rc = q2_target_zero(&layers->target, at, stop - at, QCOW2_ZERO_UNMAP, err);
 			i++;
 		} else {
 			size_t next;

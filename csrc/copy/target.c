@@ -165,10 +165,11 @@ int q2_target_stream(struct q2_target *target, uint64_t offset, const uint8_t *s
 	return rc ? q2_image_blame(target->image, rc, err) : 0;
 }
 
-int q2_target_zero(struct q2_target *target, uint64_t offset, uint64_t length, struct qcow2_error *err)
+int q2_target_zero(struct q2_target *target, uint64_t offset, uint64_t length, unsigned flags,
+		   struct qcow2_error *err)
 {
 	pthread_mutex_lock(&target->gate);
-	int rc = qcow2_image_zero(target->image, offset, length, QCOW2_ZERO_UNMAP, err);
+	int rc = qcow2_image_zero(target->image, offset, length, flags, err);
 	pthread_mutex_unlock(&target->gate);
 	return rc;
 }

@@ -25,6 +25,8 @@ int q2_target_write(struct q2_target *target, uint64_t offset, const uint8_t *bu
 /* One cluster as a compressed stream of `length` bytes. needs: no external data file. */
 int q2_target_stream(struct q2_target *target, uint64_t offset, const uint8_t *stream, uint32_t length,
 		     struct qcow2_error *err);
-int q2_target_zero(struct q2_target *target, uint64_t offset, uint64_t length, struct qcow2_error *err);
+/* `flags`: enum qcow2_zero_flags. */
+int q2_target_zero(struct q2_target *target, uint64_t offset, uint64_t length, unsigned flags,
+		   struct qcow2_error *err);
 
 #endif

@@ -26,9 +26,15 @@ static int write_zeros(struct qcow2_image *image, uint64_t offset, uint64_t leng
 /* What becomes of clusters whose bytes go. */
 enum fate {
 	KEEP,  /* zeros; the space stays theirs */
+	OWN,   /* the same, also where nothing but the backing file is zeros */
 	UNMAP, /* zeros; the space is freed */
 	EMPTY, /* nothing is said of them any more; the space is freed */
 };
+
+static bool frees(enum fate fate)
+{
+	return fate == UNMAP || fate == EMPTY;
+}
 
 /* The entry for the cluster of `old`. *release: `old` lets go of its clusters. */
 static void new_entry(const struct qcow2_image *image, const struct q2_entry *old, enum fate fate,
@@ -36,7 +42,7 @@ static void new_entry(const struct qcow2_image *image, const struct q2_entry *ol
 {
 	const struct q2_geometry *g = &image->meta.geo;
 	/* A compressed stream cannot stay under a zero cluster. */
-	*release = old->has_host && (fate != KEEP || old->compressed);
+	*release = old->has_host && (frees(fate) || old->compressed);
 	uint64_t keep = *release ? 0 : old->raw & (Q2_OFFSET_MASK | Q2_COPIED);
 	bool zero = fate != EMPTY;
 	*word = keep | (zero && !g->extended_l2 ? Q2_ZERO : 0);
@@ -63,9 +69,9 @@ static int punch_later(struct qcow2_image *image, uint64_t offset, uint64_t leng
 static bool is_done(const struct qcow2_image *image, const struct q2_run *run, enum fate fate)
 {
 	bool has_backing = image->backing || image->backing_name.data;
-	if (run->has_host && fate != KEEP)
+	if (run->has_host && frees(fate))
 		return false;
-	return run->kind == Q2_SUB_UNALLOCATED ? fate == EMPTY || !has_backing
+	return run->kind == Q2_SUB_UNALLOCATED ? fate == EMPTY || (fate != OWN && !has_backing)
 					       : run->kind == Q2_SUB_ZERO && fate != EMPTY;
 }
 
@@ -104,7 +110,7 @@ static int change_clusters(struct qcow2_image *image, uint64_t start, uint64_t e
 				return q2_commit_fail(meta, rc, err);
 			q2_link_put(g, entry, word, bitmap);
 		}
-		meta->punch_freed |= fate != KEEP;
+		meta->punch_freed |= frees(fate);
 	}
 	return 0;
 }
@@ -134,11 +140,14 @@ static int zero_subclusters(struct qcow2_image *image, uint64_t from, uint64_t t
 }
 
 /* Zeros in a part of one cluster. */
-static int zero_part(struct qcow2_image *image, uint64_t from, uint64_t to, struct qcow2_error *err)
+static int zero_part(struct qcow2_image *image, uint64_t from, uint64_t to, unsigned flags,
+		     struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &image->meta.geo;
-	bool zero;
-	int rc = q2_edit_reads_zero(image, from, to - from, &zero, err);
+	bool zero = false;
+	int rc = 0;
+	if (!(flags & QCOW2_ZERO_OWN))
+		rc = q2_edit_reads_zero(image, from, to - from, &zero, err);
 	if (rc || zero)
 		return rc;
 	uint64_t word, bitmap;
@@ -204,7 +213,8 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 		rc = zero_raw_data(image, offset, length, err);
 		return rc ? q2_image_blame(image, rc, err) : 0;
 	}
-	bool has_backing = image->backing || image->backing_name.data;
+	bool has_backing = image->backing || image->backing_name.data || (flags & QCOW2_ZERO_OWN);
+	enum fate fate = flags & QCOW2_ZERO_OWN ? OWN : flags & QCOW2_ZERO_UNMAP ? UNMAP : KEEP;
 	if (image->meta.geo.version2 && has_backing)
 		return write_zeros(image, offset, length, err);
 
@@ -214,16 +224,16 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 	uint64_t high = end == image->size ? q2_round_up(end, cluster_size)
 					   : q2_round_down(end, cluster_size);
 	if (low > high) /* inside one cluster */
-		rc = zero_part(image, offset, end, err);
+		rc = zero_part(image, offset, end, flags, err);
 	else {
 		if (offset < low)
-			rc = zero_part(image, offset, q2_min(low, end), err);
+			rc = zero_part(image, offset, q2_min(low, end), flags, err);
 		if (!rc && image->meta.geo.version2)
 			rc = q2_unmap_clusters(image, low, high, err);
 		else if (!rc)
-			rc = change_clusters(image, low, high, flags & QCOW2_ZERO_UNMAP ? UNMAP : KEEP, err);
+			rc = change_clusters(image, low, high, fate, err);
 		if (!rc && high < end)
-			rc = zero_part(image, high, end, err);
+			rc = zero_part(image, high, end, flags, err);
 	}
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
