@@ -137,9 +137,6 @@ static int check_features(const struct qcow2_header *h, struct qcow2_error *err)
 	if (h->crypt_method > Q2_CRYPT_LUKS)
 		return q2_error_set(err, QCOW2_E_UNSUPPORTED, 32, "Unsupported encryption method %" PRIu32,
 				    h->crypt_method);
-	if (h->crypt_method == Q2_CRYPT_LUKS && h->version < 3)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 32,
-				    "LUKS encryption needs version 3 of the format");
 	return 0;
 }
 

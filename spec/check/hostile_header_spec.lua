@@ -25,7 +25,6 @@ describe("A header field outside its limits is refused:", function()
     { "refcounts of 128 bits", { refcount_order = 7 }, "corrupt", "may not exceed 64 bits" },
     { "refcount_order 2^32 - 1", { refcount_order = -1 }, "corrupt", "may not exceed 64 bits" },
     { "encryption method 3", { crypt_method = 3 }, "unsupported", "Unsupported encryption method 3" },
-    { "LUKS in version 2", { version = 2, crypt_method = 2 }, "corrupt", "needs version 3" },
     { "compression type 2", { compression_type = 2 }, "unsupported", "Unknown compression type 2" },
     { "a compression type without its feature bit", { compression_type = 1, incompatible_features = 0 }, "corrupt",
       "feature bit, which is clear" },

@@ -387,7 +387,8 @@ data_file("a data file that is too long", { size = 2 * MIB, data_file_raw = true
 -- Encrypted images: image.secret is the passphrase, image.object the words that give it to QEMU's tools.
 
 for _, case in ipairs { { "aes", {} }, { "luks", { ["encrypt.iter-time"] = 10 } },
-  { "aes", { cluster_size = 512, compat = "0.10" } } }
+  { "aes", { cluster_size = 512, compat = "0.10" } },
+  { "luks", { compat = "0.10", ["encrypt.iter-time"] = 10 } } }
 do
   local options = case[2]
   options["encrypt.format"], options["encrypt.key-secret"] = case[1], "s"
