@@ -69,6 +69,22 @@ describe("compare", function()
     end
   end)
 
+  it("answers 2 when a file that an image needs does not open", function()
+    qemu.create(dir .. "/lost.qcow2", { size = "4M" })
+    qemu.create(dir .. "/orphan.qcow2", { backing_file = "lost.qcow2", backing_fmt = "qcow2" })
+    qemu.create(dir .. "/parted.qcow2", { size = "4M", data_file = "lost.raw" })
+    os.remove(dir .. "/lost.qcow2")
+    os.remove(dir .. "/lost.raw")
+    for _, name in ipairs({ "orphan.qcow2", "parted.qcow2" }) do
+      local judge = qemu.img({ "compare", "a.qcow2", name }, { cwd = dir })
+      local result = sh.qcow2({ "compare", "a.qcow2", name }, { cwd = dir })
+      assert.equal(2, judge.code)
+      assert.equal(2, result.code)
+      assert.equal("", result.stdout)
+      assert.truthy(result.stderr:find("^qcow2: Could not open '" .. name .. "': "))
+    end
+  end)
+
   it("answers more than 1 when an image cannot be read", function()
     local path = dir .. "/broken.qcow2"
     sh.check({ "cp", dir .. "/packed.qcow2", path })

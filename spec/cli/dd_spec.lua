@@ -52,6 +52,28 @@ describe("dd", function()
     assert.equal(5120, #sh.slurp(dir .. "/long"))
   end)
 
+  it("leaves the target alone when a file that the input needs does not open", function()
+    qemu.create(dir .. "/lost.qcow2", { size = "1M" })
+    qemu.create(dir .. "/orphan.qcow2", { backing_file = "lost.qcow2", backing_fmt = "qcow2" })
+    os.remove(dir .. "/lost.qcow2")
+    sh.spit(dir .. "/kept", "kept")
+    local result = sh.qcow2({ "dd", "if=orphan.qcow2", "of=kept" }, { cwd = dir })
+    assert.equal(1, result.code)
+    assert.truthy(result.stderr:find("^qcow2: Could not open 'orphan.qcow2': .*lost.qcow2"))
+    assert.equal("kept", sh.slurp(dir .. "/kept"))
+  end)
+
+  it("never writes over a file that its input needs", function()
+    qemu.create(dir .. "/parted.qcow2", { size = "1M", data_file = "part.raw" })
+    for _, case in ipairs({ { "top.qcow2", "base.qcow2" }, { "parted.qcow2", "part.raw" } }) do
+      local before = sh.slurp(dir .. "/" .. case[2])
+      local result = sh.qcow2({ "dd", "if=" .. case[1], "of=" .. case[2] }, { cwd = dir })
+      assert.equal(1, result.code)
+      assert.truthy(result.stderr:find("lock", 1, true))
+      assert.is_true(before == sh.slurp(dir .. "/" .. case[2]))
+    end
+  end)
+
   it("never writes over its own input, with and without locks", function()
     for _, words in ipairs({ { "dd", "-f", "raw" }, { "dd", "-U", "-f", "raw" } }) do
       local before = sh.slurp(dir .. "/odd.raw")

@@ -198,6 +198,20 @@ end
 ---@field snapshot? string
 ---@field tables_only? boolean  the external data file is not opened
 ---@field damaged? boolean      tables may lie where none can be: for a check
+---@field whole? boolean        all that it names is opened at once: one that misses a file is refused
+
+-- The image, with its data file and its backing chain when `whole` asks for them.
+local function attached(image, name, whole)
+  local fine, message, kind = true, nil, nil
+  if whole then
+    fine, message, kind = image:attach()
+  end
+  if not fine then
+    image:close()
+    return nil, images.could_not_open(name, message), kind
+  end
+  return image
+end
 
 ---Opens an image by what the command line says.
 ---@param context qcow2.cli.context
@@ -220,7 +234,7 @@ function images.open(context, name, asked)
     if not image then
       return nil, images.could_not_open(name, message), kind
     end
-    return image
+    return attached(image, name, asked.whole)
   end
   if asked.format and not FORMATS[asked.format] then
     return nil, images.could_not_open(name, ("Unknown driver '%s'"):format(asked.format))
@@ -240,7 +254,7 @@ function images.open(context, name, asked)
   if not image then
     return nil, images.could_not_open(name, message), kind
   end
-  return image
+  return attached(image, name, asked.whole)
 end
 
 ---A property that is read from the image's tables when it is asked for, and raises when they are damaged.

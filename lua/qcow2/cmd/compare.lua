@@ -82,6 +82,7 @@ function compare.run(context, values)
       format = values["format" .. index],
       image_opts = values.image_opts,
       force_share = values.force_share,
+      whole = true,
     })
   end
   local a <close>, a_message = open(1)

@@ -171,7 +171,7 @@ function dd.run(context, values)
     return nil, message
   end
   local image <close>, why = images.open(context, found["if"],
-    { format = values.format, image_opts = values.image_opts, force_share = values.force_share })
+    { format = values.format, image_opts = values.image_opts, force_share = values.force_share, whole = true })
   if not image then
     return nil, why
   end

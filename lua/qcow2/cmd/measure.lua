@@ -97,7 +97,7 @@ end
 -- The image to measure for; the second result is what must be closed after it.
 local function open_source(context, values)
   local image, message = images.open(context, values.operands[1],
-    { format = values.format, image_opts = values.image_opts, force_share = values.force_share })
+    { format = values.format, image_opts = values.image_opts, force_share = values.force_share, whole = true })
   if not image then
     return nil, message
   elseif not values.snapshot then
@@ -143,7 +143,7 @@ local function figures_of(context, values, o)
   end
   local _ <close> = whole
   -- The walk through the disk raises what the world does.
-  local fine, figures, why = pcall(measuring.figures, source, o)
+  local fine, figures, why = context.try(measuring.figures, source, o)
   if not fine then
     return nil, tostring(figures)
   end
