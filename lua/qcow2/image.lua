@@ -359,7 +359,7 @@ function methods:extents(given)
       local message
       batch, message = with_references(self, raw.extent_batch, start, length, room, holes, o.layer or false)
       if not batch then
-        error(message, 2)
+        error(message, 0)
       end
       index, room = 1, math.min(room * 4, 1024)
       local last = batch[#batch]

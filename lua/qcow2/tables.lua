@@ -150,7 +150,7 @@ function bitmap_methods:extents()
       local start = offset
       local dirty, length = raw.bitmap_extent(image, index, offset, size - offset)
       if dirty == nil then
-        error(length, 2)
+        error(length, 0)
       end
       offset = offset + length
       if dirty then

@@ -108,6 +108,33 @@ describe("map", function()
     assert.equal(theirs(dir, "huge.qcow2"), map(dir, "huge.qcow2"))
   end)
 
+  it("lists what needs no missing backing file, and prints nothing where it is needed", function()
+    qemu.create(dir .. "/lost.qcow2", { size = "1M" })
+    qemu.create(dir .. "/orphan.qcow2", { backing_file = "lost.qcow2", backing_fmt = "qcow2" })
+    qemu.io(dir .. "/orphan.qcow2", { "write -P 3 0 64k" })
+    local before = theirs(dir, "-l", "64k", "orphan.qcow2")
+    os.remove(dir .. "/lost.qcow2")
+    assert.equal(before, map(dir, "-l", "64k", "orphan.qcow2"))
+    for _, output in ipairs({ "human", "json" }) do
+      local result = sh.qcow2({ "map", "--output=" .. output, "orphan.qcow2" }, { cwd = dir })
+      assert.equal(1, result.code)
+      assert.equal("", result.stdout)
+      assert.equal("qcow2: Could not open 'orphan.qcow2': Could not open 'lost.qcow2': "
+        .. "No such file or directory\n", result.stderr)
+    end
+  end)
+
+  it("says what is wrong with a table, and not where in the program that was seen", function()
+    sh.check({ "cp", dir .. "/base.qcow2", dir .. "/broken.qcow2" })
+    local file <close> = assert(io.open(dir .. "/broken.qcow2", "r+b"))
+    file:seek("set", 3 << 16)
+    file:write(string.pack(">I8", 1 << 63 | 1 << 40))
+    file:flush()
+    local result = sh.qcow2({ "map", "broken.qcow2" }, { cwd = dir })
+    assert.equal(1, result.code)
+    assert.truthy(result.stderr:find("^qcow2: Could not read file metadata: broken%.qcow2: L1 entry 0: "))
+  end)
+
   for _, case in ipairs({
     { { "-s", "x", "top.qcow2" }, "Invalid start offset specified: 'x'" },
     { { "-l", "1q", "top.qcow2" }, "Invalid max length specified: '1q'" },

@@ -27,7 +27,7 @@ local map = {
 -- What `entry_of` must know of each layer of the chain: its size, and how its holes are to be told. `holes`: the
 -- host is to be asked, for at least one layer.
 local function layers_of(image)
-  local layers = { holes = false }
+  local layers = { holes = false, missing = nil }
   for index, link in ipairs(image:chain()) do
     if link.image then
       local qcow = link.format == "qcow2"
@@ -40,6 +40,7 @@ local function layers_of(image)
       }
       layers.holes = layers.holes or layers[index].both
     end
+    layers.missing = link.missing
   end
   return layers
 end
@@ -123,12 +124,22 @@ local function list_extents(context, image, extents, layers, print_entry)
   return entry
 end
 
--- Prints the entries from `start` on, up to `length` bytes.
-local function list(context, image, start, length, print_entry)
+-- Prints `head` and the entries from `start` on, up to `length` bytes.
+local function list(context, image, start, length, head, print_entry)
   local entry = { start = start, length = 0, depth = 0, present = false, zero = false, data = false,
     compressed = false }
-  if length > 0 then
-    local layers = layers_of(image)
+  local layers = length > 0 and layers_of(image)
+  if layers and layers.missing then
+    -- Nothing is printed of a list that would break off where the missing file is needed.
+    local fine = context.try(function()
+      for _ in image:extents({ start = start, length = length }) do end -- luacheck: ignore 542
+    end)
+    if not fine then
+      return nil, images.could_not_open(image.path, layers.missing)
+    end
+  end
+  context:write(head)
+  if layers then
     local extents = image:extents({ start = start, length = length, holes = layers.holes })
     -- The iterator raises what the world does.
     local fine, last, message = context.try(list_extents, context, image, extents, layers, print_entry)
@@ -169,14 +180,13 @@ function map.run(context, values)
   length = math.min(length or rest, rest)
   local fine
   if values.output == "json" then
-    context:write("[")
-    fine, message = list(context, image, start, length, print_json)
+    fine, message = list(context, image, start, length, "[", print_json)
     if fine then
       context:write("]\n")
     end
   else
-    context:write(("%-16s%-16s%-16s%s\n"):format("Offset", "Length", "Mapped to", "File"))
-    fine, message = list(context, image, start, length, print_human)
+    local heads = ("%-16s%-16s%-16s%s\n"):format("Offset", "Length", "Mapped to", "File")
+    fine, message = list(context, image, start, length, heads, print_human)
   end
   if not fine then
     return nil, message
