@@ -26,6 +26,12 @@ describe("A power cut during", function()
     assert.is_true(crash.play("raw disk", scenarios.raw_disk) > 0)
   end)
 
+  for _, case in ipairs(scenarios.commits()) do
+    it(("a commit of %s changes nothing that it shows, and no sector of the base wrongly"):format(case.name), function()
+      assert.is_true(crash.play_commit(case.name, case) > 0)
+    end)
+  end
+
   for _, case in ipairs(scenarios.creations()) do
     it(("the making of %s leaves no image or a whole one"):format(case.name), function()
       assert.is_true(crash.play_create(case.name, case) > 0)

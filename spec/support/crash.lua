@@ -198,9 +198,9 @@ function crash.judge(image_bytes, data_bytes, marks, parts, whole)
   end
   local data <close> = data_bytes and assert(core.store_memory(data_bytes)) or nil
   if data then assert(raw.attach_data(img, data)) end
-  if parts.backing then
-    local below <close> = assert(core.store_memory(parts.backing))
-    local backing <close> = assert(core.image_open(below, "raw"))
+  local below = image.backing_file and (parts.backings and parts.backings[image.backing_file] or parts.backing)
+  if below then
+    local backing <close> = session.raw_image(below)
     assert(raw.attach_backing(img, backing))
   end
   local got
@@ -212,7 +212,7 @@ function crash.judge(image_bytes, data_bytes, marks, parts, whole)
   list[#list + 1] = crash.disk_problem(got, marks, whole)
   snapshot_problems(list, img, marks)
   bitmap_problems(list, image, got, parts, marks)
-  if parts.backing and image.backing_format ~= "raw" then add(list, "the backing file has lost its format") end
+  if image.backing_file and image.backing_format ~= "raw" then add(list, "the backing file has lost its format") end
   if image.data_file_raw and session.cut(data_bytes, #got) ~= got then
     list[#list + 1] = "the raw data file is not the disk"
   end
@@ -233,6 +233,7 @@ function crash.ask_qemu(image_bytes, data_bytes, parts, got, dirty)
     sh.spit(judge_dir .. "/backing", parts.backing)
     sh.spit(judge_dir .. "/backing elsewhere", parts.backing)
   end
+  for name, bytes in pairs(parts.backings or {}) do sh.spit(judge_dir .. "/" .. name, bytes) end
   sh.spit(judge_dir .. "/want", got)
   local script = [[
 qemu-img check -f qcow2 $repair image >report 2>&1; code=$?
@@ -460,6 +461,55 @@ function crash.play_create(name, case)
       add(list, "there is no image at the end")
     end
     return list, "create"
+  end)
+  for _, store in pairs(stores) do store:close() end
+  return judged
+end
+
+--- Cuts the power while an overlay is committed into its base. case: create (options of both), keep, base and
+-- overlay: functions that write to a session. The overlay never shows anything else; the base's sectors are old or
+-- new.
+function crash.play_commit(name, case)
+  local base = session.make({ create = case.create, prepare = case.base })
+  local over = { backing_file = "base", backing_format = "qcow2" }
+  for key, value in pairs(case.create) do over[key] = value end
+  local top <close> = assert(core.store_memory(0))
+  assert(core.create(top, nil, over))
+  local stores = { image = assert(core.store_memory(base.image)):power() }
+  -- The overlay's own contents are written before anything is recorded.
+  local function open_over(top_store, base_store)
+    local below = assert(core.image_open(base_store, "qcow2"))
+    local img = assert(core.image_open(top_store, "qcow2"))
+    assert(raw.attach_backing(img, below))
+    return img, below
+  end
+  local img, below = open_over(top, stores.image)
+  assert(raw.begin(img))
+  case.overlay(img)
+  assert(raw.finish(img))
+  local view = assert(raw.read(img, 0, raw.disk_bytes(img)))
+  img:close()
+  below:close()
+  stores.data = top:power(stores.image)
+  img, below = open_over(stores.data, stores.image)
+  assert(raw.begin(below))
+  if not case.keep then assert(raw.begin(img)) end
+  assert(session.run_job(core.commit(img, below, case.keep or false, 0, 1)))
+  assert(raw.finish(below))
+  assert(raw.finish(img))
+  img:close()
+  below:close()
+  local marks = { { disk = base.disk, snapshots = {} }, { disk = view, snapshots = {} } }
+  local judged = crash.cut(name, stores, random.new(name), function(_, image, data, is_end)
+    local list = crash.judge(image, nil, is_end and { marks[2] } or marks, {}, false)
+    local problems = crash.corruptions(data)
+    for _, problem in ipairs(problems) do add(list, "overlay: %s", problem) end
+    local base_store <close> = assert(core.store_memory(image))
+    local top_store <close> = assert(core.store_memory(data))
+    local over_img <close>, base_img = open_over(top_store, base_store)
+    if raw.read(over_img, 0, raw.disk_bytes(over_img)) ~= view then add(list, "the overlay shows something else") end
+    base_img:close()
+    return list, "commit"
   end)
   for _, store in pairs(stores) do store:close() end
   return judged

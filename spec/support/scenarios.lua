@@ -4,6 +4,7 @@
 
 local qemu = require "spec.support.qemu"
 local random = require "spec.support.random"
+local session = require "spec.support.session"
 local sh = require "spec.support.sh"
 local tmp = require "spec.support.tmp"
 
@@ -50,7 +51,8 @@ function scenarios.flavours()
     of("extended L2", 16384, { extended_l2 = true, size = 16384 * 8 + 512 }),
     of("extended L2, backing file", 16384, { extended_l2 = true, size = 16384 * 8 + 512 },
       { backing = patterned(16384 * 6 + 1024, 65) }),
-    of("backing file", 1024, {}, { backing = patterned(1024 * 30 + 512, 65) }),
+    of("backing file", 1024, {}, { backing = patterned(1024 * 30 + 512, 65),
+      backings = { another = patterned(1024 * 20, 75) .. patterned(1024 * 30, 85) } }),
     of("lazy counts", 512, { lazy_refcounts = true }),
     of("preallocated", 1024, { preallocation = "metadata" }),
     of("bitmaps", 1024, {}, { after = add_bitmaps, bitmaps = { follows = true, stands = false } }),
@@ -74,6 +76,8 @@ local function prepare(s)
     s:zero(10 * step, step, true)
   end
 end
+
+local cut = session.cut
 
 local function plain(s)
   return not s.parts.data
@@ -183,6 +187,32 @@ local operations = {
   ["naming another backing file"] = {
     when = function(s) return s.parts.backing end,
     run = function(s) s:name_backing("backing elsewhere", "raw") end },
+  ["copying onto an image with data"] = { run = function(s)
+    local step = s.parts.step
+    s:convert(cut(fill("n", 2 * step) .. fill("\0", 3 * step) .. patterned(4 * step, 70), #s.disk))
+  end },
+  ["rebasing onto another file"] = {
+    when = function(s) return s.parts.backings end,
+    run = function(s) s:rebase("another") end },
+  ["rebasing onto nothing"] = {
+    when = function(s) return s.parts.backings end,
+    run = function(s) s:rebase(nil) end },
+  ["amending the width of counts"] = {
+    when = function(s) return s.parts.create.version ~= 2 end,
+    run = function(s) s:amend({ refcount_bits = s.parts.create.refcount_bits == 64 and 16 or 32 }) end },
+  ["amending the version"] = {
+    when = function(s) return s.parts.create.version == 2 end,
+    run = function(s) s:amend({ version = 3 }) end },
+  ["amending lazy counts"] = {
+    when = function(s) return s.parts.create.version ~= 2 end,
+    run = function(s)
+      s:write(0, fill("n", 700))
+      s:amend({ lazy_refcounts = not s.parts.create.lazy_refcounts })
+      s:write(s.parts.step, fill("m", 700))
+    end },
+  ["amending a data file to be raw"] = {
+    when = function(s) return s.parts.data and not s.parts.backing and not s.parts.create.data_file_raw end,
+    run = function(s) s:amend({ data_file_raw = true }) end },
   ["adding bitmaps"] = { when = tracking, run = function(s)
     s:bitmap_new("new", 1024, true)
     s:write(100, fill("n", 3000))
@@ -375,6 +405,35 @@ function scenarios.creations()
     case("an image around a disk, with extended L2",
       { cluster_size = 16384, extended_l2 = true, data_file = "data", keep_data_file = true }, { data = disk }),
     case("an image over an old one", { cluster_size = 1024 }, { old = ("QFI\xfb\0\0\0\3"):rep(1000) }),
+  }
+end
+
+--- Commits: cases of crash.play_commit.
+function scenarios.commits()
+  local function case(name, create, keep)
+    local step = create.cluster_size
+    create.size = 30 * step
+    return {
+      name = name,
+      create = create,
+      keep = keep,
+      base = function(s)
+        s:write(0, patterned(10 * step, 65))
+        s:zero(2 * step, step)
+      end,
+      overlay = function(img)
+        assert(img:write(step // 2, fill("n", 3 * step)))
+        assert(img:write(15 * step + 100, fill("m", 3 * step)))
+        assert(img:zero(5 * step, 2 * step))
+      end,
+    }
+  end
+  return {
+    case("an overlay", { cluster_size = 1024 }),
+    case("an overlay that is kept", { cluster_size = 512 }, true),
+    case("an overlay with lazy counts", { cluster_size = 512, lazy_refcounts = true }),
+    case("an overlay with extended L2", { cluster_size = 16384, extended_l2 = true }),
+    case("a version 2 overlay", { cluster_size = 512, version = 2 }),
   }
 end
 

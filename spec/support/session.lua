@@ -32,6 +32,14 @@ local function copy(map)
   return out
 end
 
+--- A raw disk in memory as an image.
+local function raw_image(bytes)
+  local store <close> = assert(core.store_memory(bytes))
+  return assert(core.image_open(store, "raw"))
+end
+
+session.raw_image = raw_image
+
 --- The bitmaps of an image before it is written to: name -> the disk that its bits tell the changes of, false when
 -- it does not follow writes.
 function session.bitmaps_of(parts)
@@ -42,7 +50,7 @@ end
 
 --- Opens the image in `stores.image` (with `stores.data` when it has a data file) for writing.
 -- parts: disk (what it holds), snapshots (name -> disk), bitmaps (name -> does it follow writes), backing (bytes of
--- a raw backing file), raw (no qcow2).
+-- a raw backing file), backings (others by name), raw (no qcow2).
 -- gives: a session, or nil, message, kind.
 function session.open(stores, parts)
   local img, message, kind = core.image_open(stores.image, parts.raw and "raw" or "qcow2")
@@ -55,10 +63,8 @@ function session.open(stores, parts)
     if not ok then return nil, message, kind end
   end
   if parts.backing then
-    local below = assert(core.store_memory(parts.backing))
-    local backing = assert(core.image_open(below, "raw"))
+    local backing <close> = raw_image(parts.backing)
     assert(raw.attach_backing(img, backing))
-    backing:close()
   end
   ok, message, kind = raw.begin(img)
   if not ok then
@@ -148,6 +154,14 @@ end
 
 predict.bitmap_join = predict.flush
 
+-- A raw disk is copied over the beginning of this one.
+function predict.convert(self, bytes)
+  return put(self.disk, 0, bytes)
+end
+
+predict.rebase = predict.flush
+predict.amend = predict.flush
+
 function predict.snapshot_take(self, name)
   local snapshots = copy(self.snapshots)
   snapshots[name] = self.disk
@@ -192,6 +206,20 @@ local function with_number(what, method)
   end
 end
 
+-- Steps a job to its end.
+local function run_job(job, message, kind, errno)
+  if not job then return nil, message, kind, errno end
+  local done, total, more, code
+  repeat
+    done, total, more, code = job:step()
+  until not done or not more
+  job:close()
+  if not done then return nil, total, more, code end
+  return true
+end
+
+session.run_job = run_job
+
 -- What the core is called with, where it is not what the session is called with.
 local calls = {
   snapshot_take = function(self, name) return raw.snapshot_take(self.img, name, 1000000000, 5) end,
@@ -206,6 +234,16 @@ local calls = {
     if not number then return nil, message, kind, errno end
     return with_number("bitmap", "bitmap_join")(self, name, self.img, number)
   end,
+  convert = function(self, bytes)
+    local source <close> = raw_image(bytes)
+    return run_job(core.copy({ source }, self.img, { target_exists = true, sync = true, sparse_size = 4096 }))
+  end,
+  -- name: one of parts.backings, or nil
+  rebase = function(self, name)
+    local backing <close> = name and raw_image(self.parts.backings[name]) or nil
+    return run_job(core.rebase(self.img, backing, name, name and "raw", false, 1))
+  end,
+  amend = function(self, options) return run_job(core.amend(self.img, options)) end,
 }
 
 --- Does one operation. gives: the core's answer. A mark is left either way: a failed operation may have
