@@ -120,7 +120,7 @@ int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
 	if (!commit)
 		return q2_error_nomem(err);
 	q2_layers_init(&commit->layers, &ops, base);
-	commit->layers.rate = options->rate;
+	commit->layers.job.rate = options->rate;
 	commit->overlay = qcow2_image_ref(overlay);
 	commit->base = qcow2_image_ref(base);
 	commit->depth = depth;

@@ -8,7 +8,6 @@
 
 #include <inttypes.h>
 #include <string.h>
-#include <time.h>
 
 /* A unit is a window of the disk aligned to its own length, which no cluster is longer than; or a run of zeros,
  * which the map deals with. */
@@ -168,7 +167,7 @@ static int settle(struct q2_layers *layers, struct worker *worker, const struct 
 static int move_chunk(struct q2_layers *layers, struct worker *worker, const struct unit *unit, size_t i,
 		      uint64_t start, uint64_t length, struct qcow2_error *err)
 {
-	bool any_old, any_new = false, compare = compares(layers, unit);
+	bool any_old = false, any_new = false, compare = compares(layers, unit);
 	int rc = make_room(worker, q2_max(length, CHUNK) + layers->grain, err);
 	if (!rc)
 		rc = q2_reader_fill(&worker->old_reader, unit->old + i, unit->count - i, start, length,
@@ -259,25 +258,6 @@ static size_t survey_at(const struct q2_layers *layers, uint64_t position, uint6
 	return i < layers->surveys ? i + 1 : 0;
 }
 
-/* Not faster than the rate allows. gives: whether there is time to go on. */
-static bool keep_rate(struct q2_layers *layers, uint64_t deadline)
-{
-	if (!layers->rate)
-		return true;
-	double due = (double)layers->begun + (double)layers->sent / (double)layers->rate * 1e9;
-	uint64_t now = q2_pool_now();
-	if (due <= (double)now)
-		return true;
-	bool later = due > (double)deadline;
-	uint64_t until = later ? deadline : (uint64_t)due;
-	if (until > now) {
-		struct timespec pause = {.tv_sec = (time_t)((until - now) / 1000000000u),
-					 .tv_nsec = (long)((until - now) % 1000000000u)};
-		nanosleep(&pause, NULL);
-	}
-	return !later;
-}
-
 /* Lists stretches from `local` on, which is byte job->position, until the unit or the time is at its end. */
 static int list(struct q2_layers *layers, struct unit *unit, uint64_t start, uint64_t end, uint64_t deadline,
 		struct qcow2_error *err)
@@ -304,7 +284,7 @@ static int list(struct q2_layers *layers, struct unit *unit, uint64_t start, uin
 			unit->new[unit->count] = q2_piece_part(&stretch.new, local, stretch.length);
 			unit->count++;
 			if (!unit->survey && !zeros)
-				layers->sent += stretch.length;
+				job->weight += stretch.length;
 		}
 		job->position += stretch.length;
 		if ((unit->count && job->position - start >= window) || q2_pool_now() >= deadline)
@@ -319,6 +299,7 @@ static int fill(struct qcow2_job *job, void *what, uint64_t deadline, bool *wort
 	struct unit *unit = what;
 	uint64_t start, end;
 	unit->count = 0;
+	job->weight = 0;
 	unit->survey = survey_at(layers, job->position, &start, &end);
 	if (!unit->survey && !layers->begun) {
 		/* What the surveys find decides whether a byte is written at all. */
@@ -331,10 +312,8 @@ static int fill(struct qcow2_job *job, void *what, uint64_t deadline, bool *wort
 		int rc = layers->ops->begin ? layers->ops->begin(layers, err) : 0;
 		if (rc)
 			return rc;
-		layers->begun = q2_pool_now();
+		layers->begun = true;
 	}
-	if (!unit->survey && !keep_rate(layers, deadline))
-		return 0;
 	pthread_mutex_lock(&layers->target.gate);
 	int rc = list(layers, unit, start, end, deadline, err);
 	pthread_mutex_unlock(&layers->target.gate);

@@ -42,9 +42,7 @@ struct q2_layers {
 	uint32_t
 		grain; /* compared and written in units of this, a power of two; 0: all is written, uncompared */
 	bool compress;  /* needs: the grain is the target's cluster */
-	uint64_t rate;  /* bytes a second at most; 0: no limit */
-	uint64_t begun; /* nanoseconds, when the disk itself began */
-	uint64_t sent;  /* bytes of data since then */
+	bool begun;     /* the disk itself has its turn */
 	size_t surveys; /* views of snapshots */
 	struct qcow2_image **views;
 	struct q2_vec starts; /* uint64_t: where each survey begins in the job, then the disk */

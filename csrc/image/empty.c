@@ -148,7 +148,7 @@ static int cut_off(struct qcow2_image *image, const struct layout *l, struct qco
 /* Is the disk all that the file holds? */
 static int is_plain(struct qcow2_image *image, bool *plain, struct qcow2_error *err)
 {
-	uint32_t snapshots, bitmaps;
+	uint32_t snapshots = 0, bitmaps = 0;
 	int rc = qcow2_image_snapshot_count(image, &snapshots, err);
 	if (!rc)
 		rc = qcow2_image_bitmap_count(image, &bitmaps, err);

@@ -46,7 +46,7 @@ describe("Rebase", function()
           local a, b = qemu.info(ours .. "/top"), qemu.info(theirs .. "/top")
           assert.equal(b["backing-filename"], a["backing-filename"])
           assert.equal(b["backing-filename-format"], a["backing-filename-format"])
-          -- Not more is copied than needed: the map's zeros beside QEMU's data of zeros count as the file's own in both.
+          -- Not more is copied than needed.
           local mine, qemus = own(ours .. "/top"), own(theirs .. "/top")
           assert.is_true(mine <= qemus + 65536, ("%d of ours, %d of theirs"):format(mine, qemus))
         end

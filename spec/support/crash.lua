@@ -353,6 +353,9 @@ local function rebuild(stores, name, record, count, dropped, torn, torn_bytes)
   return bytes_of(left)
 end
 
+-- For those who judge other things by the same cuts.
+crash.record_of, crash.each_survivor, crash.rebuild, crash.bytes_of = record_of, each_survivor, rebuild, bytes_of
+
 -- The marks that a survivor of a cut after `count` operations may show: from the last one that was flushed by
 -- then up to the operation that was under way.
 function crash.marks_at(marks, count)
