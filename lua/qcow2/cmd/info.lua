@@ -12,6 +12,9 @@ local SPECIFIC = "compat compression-type lazy-refcounts bitmaps refcount-bits d
   .. "extended-l2 data-file-path data-file-note"
 local SNAPSHOT = "icount vm-clock-nsec name date-sec date-nsec vm-clock-sec id vm-state-size"
 local BITMAP = "flags name granularity"
+local ENCRYPT = "ivgen-alg detached-header hash-alg cipher-alg uuid ivgen-hash-alg format cipher-mode slots "
+  .. "payload-offset master-key-iters"
+local SLOT = "active iters key-offset stripes"
 
 local function round_up(value, unit)
   return (value + unit - 1) // unit * unit
@@ -66,12 +69,42 @@ local function data_file_members(image, members)
   end
 end
 
+local function slot_object(slot)
+  return json.object(SLOT, {
+    active = slot.active,
+    iters = slot.active and slot.iterations or nil,
+    ["key-offset"] = slot.key_offset,
+    stripes = slot.active and slot.stripes or nil,
+  })
+end
+
+-- Without a LUKS header that can be read the method alone is known.
+local function encrypt_object(image)
+  local header = image.encryption == "luks" and require("qcow2.luks").of(image)
+  if not header then
+    return json.object(ENCRYPT, { format = image.encryption })
+  end
+  return json.object(ENCRYPT, {
+    ["ivgen-alg"] = header.ivgen,
+    ["ivgen-hash-alg"] = header.ivgen_hash,
+    ["detached-header"] = false,
+    ["hash-alg"] = header.hash,
+    ["cipher-alg"] = header.cipher,
+    ["cipher-mode"] = header.mode,
+    uuid = header.uuid,
+    format = image.encryption,
+    slots = map_list(header.slots, slot_object),
+    ["payload-offset"] = header.payload_offset,
+    ["master-key-iters"] = header.iterations,
+  })
+end
+
 local function specific_object(image, bitmaps)
   local members = {
     compat = image.version == 2 and "0.10" or "1.1",
     ["compression-type"] = image.compression_type,
     ["refcount-bits"] = image.refcount_bits,
-    encrypt = image.encryption and json.object("format", { format = image.encryption }),
+    encrypt = image.encryption and encrypt_object(image),
   }
   if image.version >= 3 then
     members["lazy-refcounts"] = image.lazy_refcounts or false
