@@ -70,7 +70,7 @@ LUA_FILES := $(shell find lua/qcow2 -name '*.lua')
 LIB := $(BUILD)/lib/libqcow2.a
 CORE := $(BUILD)/lib/lua/5.4/qcow2/core.so
 BIN := $(BUILD)/bin/qcow2
-COMPILED := $(BUILD)/lib/lua/5.4/qcow2/compiled
+BUNDLE := $(BUILD)/lib/lua/5.4/qcow2/modules.bundle
 FUZZ_SRC := $(filter-out spec/fuzz/replay_main.c,$(wildcard spec/fuzz/*.c))
 REPLAY := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz-replay/%)
 FUZZERS := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz/%)
@@ -85,7 +85,7 @@ relative = $(shell realpath -m --relative-to=$(1) $(2))
 .PHONY: all demo test test-long interop asan valgrind lint fuzz bench install clean help
 .PHONY: format install-lua install-c core deps deps-lint demo-run test-run libs fuzzers bench-tools FORCE
 
-all: $(LIB) $(CORE) $(BIN) $(COMPILED)/made $(REPLAY)
+all: $(LIB) $(CORE) $(BIN) $(BUNDLE) $(REPLAY)
 core: $(CORE)
 
 help:
@@ -147,9 +147,10 @@ $(BIN): lua/bin/qcow2 Makefile $(HOST)
 	@chmod 755 $@.tmp && mv $@.tmp $@
 
 # Modules compiled, so that a command starts in half the time; the launcher takes them while they fit.
-compile = $(LUA) lua/bin/compile.lua $(1) $(LUA_FILES)
-$(COMPILED)/made: lua/bin/compile.lua $(LUA_FILES)
-	@$(call compile,$(@D)) && touch $@
+# $(1) the bundle, $(2) the folder with qcow2/init.lua, $(3) the folder with qcow2/core.so
+compile = $(RUN_LUA) lua/bin/compile.lua $(1) $(2) $(3) $(LUA_FILES:lua/%=%)
+$(BUNDLE): lua/bin/compile.lua $(LUA_FILES) $(CORE) $(HOST)
+	@$(call compile,$@,lua,$(BUILD)/lib/lua/5.4)
 
 $(BUILD)/bin/lua: spec/support/lua_host.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -262,7 +263,7 @@ install: install-lua install-c
 install-lua: $(CORE)
 	@set -e; for f in $(LUA_FILES); do install -D -m 644 $$f "$(D)$(LUADIR)/$${f#lua/}"; done
 	@install -D -m 755 $(CORE) "$(D)$(LIBDIR)/qcow2/core.so"
-	@$(call compile,"$(D)$(LIBDIR)/qcow2/compiled")
+	@$(call compile,"$(D)$(LIBDIR)/qcow2/modules.bundle","$(D)$(LUADIR)","$(D)$(LIBDIR)")
 	@mkdir -p "$(D)$(BINDIR)"
 	@$(call launcher,$(LUA),$(LAUNCHER_LUADIR),$(LAUNCHER_LIBDIR)) >"$(D)$(BINDIR)/qcow2"
 	@chmod 755 "$(D)$(BINDIR)/qcow2"

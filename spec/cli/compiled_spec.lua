@@ -4,23 +4,23 @@ local sh = require("spec.support.sh")
 local tmp = require("spec.support.tmp")
 
 describe("the launcher", function()
-  local top, text, kept
+  local top, text, bundle
+  local lua = os.getenv("Q2_LUA") or "lua5.4"
 
   -- A tree of our own, so that texts can be changed.
   before_each(function()
     top = tmp.dir("tree")
-    sh.check({ "mkdir", "-p", top .. "/build/bin", top .. "/build/lib/lua/5.4" })
+    local lib = top .. "/build/lib/lua/5.4"
+    sh.check({ "mkdir", "-p", top .. "/build/bin", lib })
     sh.check({ "cp", "-r", "lua", top .. "/lua" })
-    sh.check({ "cp", "-r", sh.build() .. "/lib/lua/5.4/qcow2", top .. "/build/lib/lua/5.4/qcow2" })
+    sh.check({ "cp", "-r", sh.build() .. "/lib/lua/5.4/qcow2", lib .. "/qcow2" })
     local launcher = sh.slurp("lua/bin/qcow2"):gsub("@LUADIR@", "../../lua"):gsub("@LIBDIR@", "../lib/lua/5.4")
     sh.spit(top .. "/build/bin/qcow2", launcher)
-    text = top .. "/lua/qcow2/cli/init.lua"
-    kept = top .. "/build/lib/lua/5.4/qcow2/compiled/qcow2/cli/init.lua"
-    sh.check({ "lua5.4", "lua/bin/compile.lua", top .. "/build/lib/lua/5.4/qcow2/compiled", "lua/qcow2/cli/init.lua" })
+    text, bundle = top .. "/lua/qcow2/cli/init.lua", lib .. "/qcow2/modules.bundle"
+    sh.check({ lua, "lua/bin/compile.lua", bundle, top .. "/lua", lib, "qcow2/cli/init.lua" })
   end)
 
   local function version()
-    local lua = os.getenv("Q2_LUA") or "lua5.4"
     return sh.check({ lua, top .. "/build/bin/qcow2", "--version" }).stdout:match("^%S+ (%S+)")
   end
 
@@ -31,22 +31,22 @@ describe("the launcher", function()
   end
 
   it("runs what is compiled while the text is the same", function()
-    local bytes = sh.slurp(kept)
-    local head = 4 + #sh.slurp(text)
-    local chunk = bytes:sub(head + 1):gsub("%%s version %%s", "%%s edition %%s")
-    sh.spit(kept, bytes:sub(1, head) .. chunk)
+    replace(bundle, "%s version %s", "%s edition %s")
     assert.equal("edition", version())
   end)
 
-  it("runs the text when it is another than what was compiled, were it by one letter", function()
+  it("runs the text when it was changed after it was compiled, were it by one letter", function()
     replace(text, "%s version %s", "%s Version %s")
     assert.equal("Version", version())
   end)
 
   it("runs the text when what was compiled is cut short or missing", function()
-    sh.spit(kept, sh.slurp(kept):sub(1, -100))
-    assert.equal("version", version())
-    os.remove(kept)
+    local whole = sh.slurp(bundle)
+    for _, length in ipairs({ 10, 30, 100, #whole - 1 }) do
+      sh.spit(bundle, whole:sub(1, length))
+      assert.equal("version", version(), length)
+    end
+    os.remove(bundle)
     assert.equal("version", version())
   end)
 end)
