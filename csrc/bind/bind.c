@@ -41,7 +41,13 @@ int q2_bind_done(lua_State *L, int rc, const struct qcow2_error *err)
 
 uint64_t q2_bind_unsigned(lua_State *L, int index, const char *name)
 {
-	lua_Integer value = luaL_checkinteger(L, index);
+	int is_integer;
+	lua_Integer value = lua_tointegerx(L, index, &is_integer);
+	if (!is_integer && lua_type(L, index) == LUA_TNUMBER)
+		luaL_argerror(L, index, lua_pushfstring(L, "%s must be an integer", name));
+	if (!is_integer)
+		luaL_argerror(L, index, lua_pushfstring(L, "%s: integer expected, got %s", name,
+							luaL_typename(L, index)));
 	if (value < 0)
 		luaL_argerror(L, index, lua_pushfstring(L, "%s must not be negative", name));
 	return (uint64_t)value;

@@ -94,6 +94,8 @@ end
 function image.open(path, given)
   if type(path) ~= "string" then
     error("path must be a string, not " .. type(path), 2)
+  elseif path:find("\0", 1, true) then
+    error("path has a NUL in it", 2)
   end
   local o = check_open_options(given)
   local mode = o.mode or "r"
