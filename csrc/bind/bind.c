@@ -46,8 +46,9 @@ uint64_t q2_bind_unsigned(lua_State *L, int index, const char *name)
 	if (!is_integer && lua_type(L, index) == LUA_TNUMBER)
 		luaL_argerror(L, index, lua_pushfstring(L, "%s must be an integer", name));
 	if (!is_integer)
-		luaL_argerror(L, index, lua_pushfstring(L, "%s: integer expected, got %s", name,
-							luaL_typename(L, index)));
+		luaL_argerror(L, index,
+			      lua_pushfstring(L, "%s: integer expected, got %s", name,
+					      luaL_typename(L, index)));
 	if (value < 0)
 		luaL_argerror(L, index, lua_pushfstring(L, "%s must not be negative", name));
 	return (uint64_t)value;
