@@ -80,7 +80,7 @@ static int link_stream(struct qcow2_image *image, uint64_t offset, q2_host at, u
 int q2_compress_place(struct qcow2_image *image, uint64_t offset, uint32_t length, uint64_t *host,
 		      struct qcow2_error *err)
 {
-	q2_host at;
+	q2_host at = {0};
 	int rc = q2_link_table(&image->map, q2_guest_at(offset), err);
 	if (!rc)
 		rc = place_stream(image, length, &at, err);
@@ -95,7 +95,7 @@ int q2_compress_place(struct qcow2_image *image, uint64_t offset, uint32_t lengt
 static int write_stream(struct qcow2_image *image, uint64_t offset, const void *stream, uint32_t length,
 			struct qcow2_error *err)
 {
-	q2_host at;
+	q2_host at = {0};
 	int rc = q2_edit_begin(image, err);
 	if (!rc)
 		rc = q2_link_table(&image->map, q2_guest_at(offset), err);
