@@ -698,4 +698,51 @@ struct qcow2_amend_options {
 int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options *options,
 		    struct qcow2_task **out, struct qcow2_error *err);
 
+/*
+ * The guest's clusters move from the image file to `data`, an external data file of this name. needs:
+ * qcow2_image_begin; `data` is writable, as long as the disk, and holds at each guest offset what this image alone
+ * (without its backing file) has there, zeros elsewhere. upholds: one switch of the header, after which the image is
+ * attached to `data`. raw: the file alone is the disk from then on. fails: as the check.
+ */
+int qcow2_image_externalize(struct qcow2_image *image, struct qcow2_store *data, struct qcow2_bytes name,
+			    bool raw, struct qcow2_error *err);
+/* Refuses what cannot be externalized: snapshots, version 2, a raw data file beside a backing file. */
+int qcow2_image_externalize_check(struct qcow2_image *image, bool raw, struct qcow2_error *err);
+
+/* The clusters of the external data file move into the image file; the data file is only read, and let go of. needs:
+ * qcow2_image_begin. One switch of the header; given up before, nothing has happened. */
+int qcow2_internalize_new(struct qcow2_image *image, struct qcow2_task **out, struct qcow2_error *err);
+
+/* What makes an external data file differ from the disk; words and meanings are in divergences.def. */
+enum qcow2_cause {
+#define CAUSE(NAME, word, meaning) QCOW2_CAUSE_##NAME,
+#include "image/divergences.def"
+#undef CAUSE
+	QCOW2_CAUSE_COUNT
+};
+
+struct qcow2_divergence {
+	enum qcow2_cause cause;
+	uint64_t offset, length; /* guest bytes; TAIL: bytes of the file behind the disk's end */
+};
+
+enum qcow2_resync {
+	QCOW2_RESYNC_NONE,
+	QCOW2_RESYNC_DATA,     /* the data file becomes what the guest reads */
+	QCOW2_RESYNC_METADATA, /* every entry becomes plain data: the guest reads what the data file holds */
+};
+
+/*
+ * Compares the external data file with the disk. needs: the data file is attached; for a resync qcow2_image_begin.
+ * fails: `conflict` without a data file, and for METADATA when there is a backing file.
+ */
+int qcow2_verify_new(struct qcow2_image *image, enum qcow2_resync resync, struct qcow2_task **out,
+		     struct qcow2_error *err);
+/* Number `index` of those found so far, in the disk's order; NULL past the last that is kept. */
+const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_task *task, uint64_t index);
+/* How many there are, kept or not, and how many of them the resync has mended. */
+void qcow2_verify_counts(const struct qcow2_task *task, uint64_t *found, uint64_t *mended);
+/* "zero", ... and a sentence without its period; NULL past the last. */
+const char *qcow2_cause_word(enum qcow2_cause cause, const char **meaning);
+
 #endif

@@ -2,11 +2,6 @@
  * Class qcow2.task: long changes of one image, done in steps. */
 #include "bind/bind.h"
 
-static struct qcow2_task *self(lua_State *L)
-{
-	return q2_bind_self(L, 1, Q2_TASK_CLASS);
-}
-
 /* Field `name` of the table at 2 as a number, 0 when it is missing. */
 static uint64_t number_field(lua_State *L, const char *name)
 {
@@ -60,12 +55,96 @@ static int l_amend(lua_State *L)
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
+/* core.internalize(image) */
+static int l_internalize(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
+	struct q2_handle *handle = q2_bind_new(L, Q2_TASK_CLASS);
+	int rc = qcow2_internalize_new(image, (struct qcow2_task **)&handle->object, &err);
+	return rc ? q2_bind_fail(L, &err) : 1;
+}
+
+/* core.externalize_check(image, raw) */
+static int l_externalize_check(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
+	return q2_bind_done(L, qcow2_image_externalize_check(image, lua_toboolean(L, 2), &err), &err);
+}
+
+/* core.externalize(image, store, name, raw) */
+static int l_externalize(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
+	struct qcow2_store *data = q2_bind_self(L, 2, Q2_STORE_CLASS);
+	struct qcow2_bytes name;
+	name.data = (const uint8_t *)luaL_checklstring(L, 3, &name.length);
+	return q2_bind_done(L, qcow2_image_externalize(image, data, name, lua_toboolean(L, 4), &err), &err);
+}
+
+/* core.verify(image, "none" | "data" | "metadata") */
+static int l_verify(lua_State *L)
+{
+	static const char *const modes[] = {
+		[QCOW2_RESYNC_NONE] = "none",
+		[QCOW2_RESYNC_DATA] = "data",
+		[QCOW2_RESYNC_METADATA] = "metadata",
+		NULL,
+	};
+	struct qcow2_error err;
+	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
+	enum qcow2_resync mode = (enum qcow2_resync)luaL_checkoption(L, 2, "none", modes);
+	struct q2_handle *handle = q2_bind_new(L, Q2_VERIFY_CLASS);
+	int rc = qcow2_verify_new(image, mode, (struct qcow2_task **)&handle->object, &err);
+	return rc ? q2_bind_fail(L, &err) : 1;
+}
+
+/* task:divergence(index from 0) -> { offset, length, cause, meaning }; nil past the last that is kept */
+static int l_divergence(lua_State *L)
+{
+	const char *meaning = NULL;
+	uint64_t index = q2_bind_unsigned(L, 2, "index");
+	const struct qcow2_divergence *d =
+		qcow2_verify_divergence(q2_bind_self(L, 1, Q2_VERIFY_CLASS), index);
+	if (!d)
+		return 0;
+	lua_createtable(L, 0, 4);
+	q2_bind_set_integer(L, "offset", d->offset);
+	q2_bind_set_integer(L, "length", d->length);
+	lua_pushstring(L, qcow2_cause_word(d->cause, &meaning));
+	lua_setfield(L, -2, "cause");
+	lua_pushstring(L, meaning);
+	lua_setfield(L, -2, "meaning");
+	return 1;
+}
+
+/* task:counts() -> found, mended */
+static int l_counts(lua_State *L)
+{
+	uint64_t found, mended;
+	qcow2_verify_counts(q2_bind_self(L, 1, Q2_VERIFY_CLASS), &found, &mended);
+	lua_pushinteger(L, (lua_Integer)found);
+	lua_pushinteger(L, (lua_Integer)mended);
+	return 2;
+}
+
+/* Both classes step and close in one way. */
+static struct q2_handle *handle_of(lua_State *L)
+{
+	struct q2_handle *handle = luaL_testudata(L, 1, Q2_VERIFY_CLASS);
+	return handle ? handle : luaL_checkudata(L, 1, Q2_TASK_CLASS);
+}
+
 /* done, total, whether there is more */
 static int l_step(lua_State *L)
 {
 	struct qcow2_error err;
 	uint64_t done, total;
-	int rc = qcow2_task_step(self(L), &done, &total, &err);
+	struct q2_handle *handle = handle_of(L);
+	luaL_argcheck(L, handle->object, 1, "attempt to use a closed task");
+	int rc = qcow2_task_step(handle->object, &done, &total, &err);
 	if (rc < 0)
 		return q2_bind_fail(L, &err);
 	lua_pushinteger(L, (lua_Integer)done);
@@ -76,7 +155,7 @@ static int l_step(lua_State *L)
 
 static int l_close(lua_State *L)
 {
-	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_TASK_CLASS);
+	struct q2_handle *handle = handle_of(L);
 	qcow2_task_free(handle->object);
 	handle->object = NULL;
 	return 0;
@@ -84,7 +163,7 @@ static int l_close(lua_State *L)
 
 static int l_tostring(lua_State *L)
 {
-	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_TASK_CLASS);
+	struct q2_handle *handle = handle_of(L);
 	lua_pushstring(L, handle->object ? "qcow2.task" : "qcow2.task (closed)");
 	return 1;
 }
@@ -92,11 +171,22 @@ static int l_tostring(lua_State *L)
 void q2_bind_open_amend(lua_State *L)
 {
 	static const luaL_Reg methods[] = {{"step", l_step}, {"close", l_close}, {NULL, NULL}};
+	static const luaL_Reg verify_methods[] = {{"step", l_step},
+						  {"divergence", l_divergence},
+						  {"counts", l_counts},
+						  {"close", l_close},
+						  {NULL, NULL}};
 	static const luaL_Reg meta[] = {{"__gc", l_close},
 					{"__close", l_close},
 					{"__tostring", l_tostring},
 					{NULL, NULL}};
-	static const luaL_Reg functions[] = {{"amend", l_amend}, {NULL, NULL}};
+	static const luaL_Reg functions[] = {{"amend", l_amend},
+					     {"internalize", l_internalize},
+					     {"externalize_check", l_externalize_check},
+					     {"externalize", l_externalize},
+					     {"verify", l_verify},
+					     {NULL, NULL}};
 	q2_bind_class(L, Q2_TASK_CLASS, methods, meta);
+	q2_bind_class(L, Q2_VERIFY_CLASS, verify_methods, meta);
 	luaL_setfuncs(L, functions, 0);
 }

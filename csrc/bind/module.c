@@ -3,6 +3,7 @@
 #include "bind/bind.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -52,6 +53,25 @@ static int l_realpath(lua_State *L)
 	return 1;
 }
 
+/* core.sync_directory(path): names that were made in it are on stable storage */
+static int l_sync_directory(lua_State *L)
+{
+	const char *path = luaL_checkstring(L, 1);
+	int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int failed = fd < 0 || fsync(fd) ? errno : 0;
+	if (fd >= 0)
+		close(fd);
+	if (!failed) {
+		lua_pushboolean(L, 1);
+		return 1;
+	}
+	lua_pushnil(L);
+	lua_pushfstring(L, "%s: %s", path, strerror(failed));
+	lua_pushliteral(L, "io");
+	lua_pushinteger(L, failed);
+	return 4;
+}
+
 /* core.stat(path) -> length, time of the last change in nanoseconds; nil when it is not there */
 static int l_stat(lua_State *L)
 {
@@ -77,6 +97,7 @@ int luaopen_qcow2_core(lua_State *L)
 	static const luaL_Reg functions[] = {{"realpath", l_realpath},
 					     {"stat", l_stat},
 					     {"isatty", l_isatty},
+					     {"sync_directory", l_sync_directory},
 					     {NULL, NULL}};
 	static const char *const classes[] = {"store", "image", NULL};
 	lua_newtable(L);

@@ -7,202 +7,29 @@
 #include "base/be.h"
 #include "format/record.h"
 #include "image/amend.h"
-#include "meta/link.h"
-#include "meta/shadow.h"
+#include "image/tables.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <time.h>
 
-/* ---- a disk's references ------------------------------------------------------------------- */
-
-/* Entries of one L2 table, read whole. */
-static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, struct qcow2_error *err)
-{
-	uint32_t size = image->meta.geo.cluster_size;
-	int rc = q2_meta_bound(&image->meta, "L2 table", at, size, err);
-	return rc ? rc : qcow2_store_read(image->store, at, bytes, size, err);
-}
-
-/* The clusters that an entry refers to. gives: their number, 0 when it has none. */
-static uint64_t entry_clusters(const struct q2_geometry *g, const struct q2_entry *e, uint64_t *first)
-{
-	if (!e->has_host)
-		return 0;
-	*first = e->host.v >> g->cluster_bits;
-	return e->compressed ? ((e->host.v + e->host_length - 1) >> g->cluster_bits) - *first + 1 : 1;
-}
-
-/* Adds `delta` to the counts of an L1's L2 tables and of all that these refer to, by runs. */
-static int count_l1(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
-		    struct qcow2_error *err)
-{
-	struct q2_meta *meta = &image->meta;
-	const struct q2_geometry *g = &meta->geo;
-	q2_auto uint8_t *table = q2_new_pages(g->cluster_size);
-	if (!table)
-		return q2_error_nomem(err);
-	for (uint32_t i = 0; i < entries; i++) {
-		uint64_t at = l1[i] & Q2_OFFSET_MASK, start = 0, run = 0;
-		if (!at)
-			continue;
-		int rc = read_l2(image, at, table, err);
-		if (!rc)
-			rc = q2_refcount_add(meta, at >> g->cluster_bits, 1, delta, err);
-		for (uint32_t j = 0; j < 1u << g->l2_bits && !rc; j++) {
-			struct q2_entry e = q2_link_get(g, table + (size_t)j * g->l2_entry_size);
-			uint64_t first = 0, n = entry_clusters(g, &e, &first);
-			if (n && first == start + run) {
-				run += n;
-				continue;
-			}
-			if (run && n)
-				rc = q2_refcount_add(meta, start, run, delta, err);
-			if (n) {
-				start = first;
-				run = n;
-			}
-		}
-		if (run && !rc)
-			rc = q2_refcount_add(meta, start, run, delta, err);
-		/* The copies of the shadow may go down at any time: nothing reaches them yet. */
-		if (!rc && q2_cache_is_full(&meta->cache))
-			rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
-		if (rc)
-			return rc;
-	}
-	return 0;
-}
-
-/* ---- tables for the disk's new self ---------------------------------------------------------- */
-
-/* What a change of the disk's tables is made of. */
+/* A change of the disk's tables and of the snapshot table. */
 struct change {
-	struct q2_shadow shadow;
-	uint64_t l1_at, l1_clusters; /* the new L1's place, cluster number and count */
-	uint64_t *l1;                /* its entries, host order */
-	uint32_t l1_entries;
-	struct q2_vec l2;  /* struct q2_span: places for L2 tables */
+	struct q2_tables tables;
 	uint64_t table_at; /* the new snapshot table's place, cluster number */
 	uint64_t table_clusters;
 };
-
-static void change_free(struct change *change)
-{
-	free(change->l1);
-	q2_vec_free(&change->l2);
-}
-
-static uint32_t tables_of(const uint64_t *l1, uint32_t entries)
-{
-	uint32_t n = 0;
-	for (uint32_t i = 0; i < entries; i++)
-		n += (l1[i] & Q2_OFFSET_MASK) != 0;
-	return n;
-}
 
 /* Takes the places for a new L1 of `entries`, its L2 tables and a snapshot table of `table_bytes`. */
 static int take_places(struct qcow2_image *image, struct change *change, const uint64_t *l1, uint32_t entries,
 		       uint64_t table_bytes, struct qcow2_error *err)
 {
-	struct q2_meta *meta = &image->meta;
-	uint32_t cluster_size = meta->geo.cluster_size;
+	change->table_clusters = q2_div_up(table_bytes, image->meta.geo.cluster_size);
 	int rc = 0;
-	change->l1_entries = entries;
-	change->l1_clusters = q2_div_up(entries * 8ull, cluster_size);
-	if (change->l1_clusters)
-		rc = q2_shadow_take(meta, &change->shadow, change->l1_clusters, &change->l1_at, err);
-	change->table_clusters = q2_div_up(table_bytes, cluster_size);
-	if (!rc && change->table_clusters)
-		rc = q2_shadow_take(meta, &change->shadow, change->table_clusters, &change->table_at, err);
-	for (uint64_t left = tables_of(l1, entries); left && !rc;) {
-		struct q2_span span;
-		rc = q2_alloc(meta, left, false, &span.start, &span.count, err);
-		struct q2_span *taken = rc ? NULL : q2_vec_push(&change->shadow.taken, sizeof *taken);
-		struct q2_span *place = taken ? q2_vec_push(&change->l2, sizeof *place) : NULL;
-		if (!rc && !place)
-			rc = q2_error_nomem(err);
-		if (rc)
-			return rc;
-		*taken = *place = span;
-		q2_guard_add(&meta->guard, span.start, span.count);
-		left -= span.count;
-	}
-	return rc;
-}
-
-/* COPIED exactly where the count is one. */
-static int set_copied(struct qcow2_image *image, uint8_t *table, struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	for (uint32_t j = 0; j < 1u << g->l2_bits; j++) {
-		uint8_t *entry = table + (size_t)j * g->l2_entry_size;
-		struct q2_entry e = q2_link_get(g, entry);
-		uint64_t count = 0;
-		if (e.compressed || !e.has_host)
-			continue;
-		int rc = q2_refcount_read(&image->meta, e.host.v >> g->cluster_bits, &count, err);
-		if (rc)
-			return rc;
-		q2_store64(entry, count == 1 ? e.raw | Q2_COPIED : e.raw & ~Q2_COPIED);
-	}
-	return 0;
-}
-
-/* Writes the disk's new L1 and L2 tables: copies of those of `l1`, with COPIED as the new counts have it. */
-static int write_tables(struct qcow2_image *image, struct change *change, const uint64_t *l1,
-			struct qcow2_error *err)
-{
-	struct q2_meta *meta = &image->meta;
-	const struct q2_geometry *g = &meta->geo;
-	const struct q2_span *places = change->l2.items;
-	uint64_t used = 0;
-	q2_auto uint8_t *table = q2_new_pages(g->cluster_size);
-	q2_auto uint64_t *raw = q2_new(change->l1_clusters << g->cluster_bits, 1);
-	change->l1 = q2_new(change->l1_entries, sizeof *change->l1);
-	if (!table || !raw || !change->l1)
-		return q2_error_nomem(err);
-	meta->unsynced = true;
-	for (uint32_t i = 0; i < change->l1_entries; i++) {
-		uint64_t from = l1[i] & Q2_OFFSET_MASK;
-		if (!from)
-			continue;
-		uint64_t to = (places->start + used) << g->cluster_bits;
-		if (++used == places->count) {
-			places++;
-			used = 0;
-		}
-		int rc = read_l2(image, from, table, err);
-		if (!rc)
-			rc = set_copied(image, table, err);
-		if (!rc)
-			rc = qcow2_store_write(image->store, to, table, g->cluster_size, err);
-		if (rc)
-			return rc;
-		q2_cache_forget(&meta->cache, q2_host_at(to), g->cluster_size);
-		change->l1[i] = to | Q2_COPIED;
-		raw[i] = htobe64(change->l1[i]);
-	}
-	if (!change->l1_clusters)
-		return 0;
-	return qcow2_store_write(image->store, change->l1_at << g->cluster_bits, raw,
-				 change->l1_clusters << g->cluster_bits, err);
-}
-
-/* Lets the header name the new L1, and after the switch the map too. */
-static void name_l1(struct qcow2_image *image, const struct change *change)
-{
-	image->meta.header.l1_table_offset = change->l1_at << image->meta.geo.cluster_bits;
-	image->meta.header.l1_size = change->l1_entries;
-}
-
-static void adopt_l1(struct qcow2_image *image, struct change *change)
-{
-	free(image->map.l1);
-	image->map.l1 = q2_take(&change->l1);
-	image->map.l1_entries = change->l1_entries;
-	image->map.l1_offset = image->meta.header.l1_table_offset;
-	image->size = image->map.size = image->meta.header.size;
+	if (change->table_clusters)
+		rc = q2_shadow_take(&image->meta, &change->tables.shadow, change->table_clusters,
+				    &change->table_at, err);
+	return rc ? rc : q2_tables_take(image, &change->tables, l1, entries, err);
 }
 
 /* ---- the snapshot table ---------------------------------------------------------------------- */
@@ -395,7 +222,7 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 	if (!rc)
 		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
 	if (!rc)
-		rc = q2_shadow_open(meta, &change.shadow, err);
+		rc = q2_shadow_open(meta, &change.tables.shadow, err);
 	/* The snapshot keeps the disk's tables; the disk refers once more to all the data, by tables of its own. What
 	 * a count loses it loses first, so that no count is refused that would fit in the end. */
 	for (uint32_t i = 0; i < image->map.l1_entries && !rc; i++)
@@ -403,22 +230,22 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 			rc = q2_refcount_add(meta, (l1[i] & Q2_OFFSET_MASK) >> meta->geo.cluster_bits, 1, -1,
 					     err);
 	if (!rc)
-		rc = count_l1(image, l1, image->map.l1_entries, 1, err);
+		rc = q2_tables_count(image, l1, image->map.l1_entries, 1, err);
 	if (!rc)
-		rc = write_tables(image, &change, l1, err);
+		rc = q2_tables_write(image, &change.tables, l1, q2_tables_set_copied, err);
 	if (!rc)
 		rc = write_table(image, &change, &table, count, err);
 	if (rc)
 		goto undo;
-	name_l1(image, &change);
-	rc = q2_shadow_switch(meta, &change.shadow, err);
+	q2_tables_name(image, &change.tables);
+	rc = q2_shadow_switch(meta, &change.tables.shadow, err);
 	if (rc)
 		goto undo;
-	adopt_l1(image, &change);
+	q2_tables_adopt(image, &change.tables);
 	rc = end(image, old_table, old_bytes, err);
 undo:
-	q2_shadow_undo(meta, &change.shadow);
-	change_free(&change);
+	q2_shadow_undo(meta, &change.tables.shadow);
+	q2_tables_free(&change.tables);
 	q2_vec_free(&record);
 	q2_vec_free(&table);
 	return rc ? q2_image_blame(image, rc, err) : 0;
@@ -468,34 +295,34 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 	uint32_t old_entries = image->map.l1_entries;
 	rc = take_places(image, &change, from, (uint32_t)entries, 0, err);
 	if (!rc)
-		rc = q2_shadow_open(meta, &change.shadow, err);
+		rc = q2_shadow_open(meta, &change.tables.shadow, err);
 	/* The disk's old tables and data lose its reference, then those of the snapshot get it, whose L2 tables stay
 	 * its own: the disk has copies. In this order no count is refused that would fit in the end. */
 	if (!rc)
-		rc = count_l1(image, old, old_entries, -1, err);
+		rc = q2_tables_count(image, old, old_entries, -1, err);
 	if (!rc && old_entries)
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(old_entries * 8ull, g->cluster_size), -1, err);
 	for (uint32_t i = 0; i < entries && !rc; i++)
 		if (from[i] & Q2_OFFSET_MASK)
 			rc = q2_refcount_add(meta, (from[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
 	if (!rc)
-		rc = count_l1(image, from, (uint32_t)entries, 1, err);
+		rc = q2_tables_count(image, from, (uint32_t)entries, 1, err);
 	if (!rc)
-		rc = write_tables(image, &change, from, err);
+		rc = q2_tables_write(image, &change.tables, from, q2_tables_set_copied, err);
 	if (rc)
 		goto undo;
-	name_l1(image, &change);
+	q2_tables_name(image, &change.tables);
 	meta->header.size = s.size;
-	rc = q2_shadow_switch(meta, &change.shadow, err);
+	rc = q2_shadow_switch(meta, &change.tables.shadow, err);
 	if (rc)
 		goto undo;
-	adopt_l1(image, &change);
+	q2_tables_adopt(image, &change.tables);
 	meta->free_hint = 1;
 	q2_cache_drop(&meta->cache);
 	rc = end(image, 0, 0, err);
 undo:
-	q2_shadow_undo(meta, &change.shadow);
-	change_free(&change);
+	q2_shadow_undo(meta, &change.tables.shadow);
+	q2_tables_free(&change.tables);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
@@ -520,9 +347,9 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 	if (!rc)
 		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
 	if (!rc)
-		rc = q2_shadow_open(meta, &change.shadow, err);
+		rc = q2_shadow_open(meta, &change.tables.shadow, err);
 	if (!rc)
-		rc = count_l1(image, snap, s.l1_entries, -1, err);
+		rc = q2_tables_count(image, snap, s.l1_entries, -1, err);
 	if (!rc && s.l1_entries)
 		rc = q2_refcount_add(meta, s.l1_offset >> g->cluster_bits,
 				     q2_div_up(s.l1_entries * 8ull, g->cluster_size), -1, err);
@@ -534,22 +361,22 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
 				     -1, err);
 	if (!rc)
-		rc = write_tables(image, &change, l1, err);
+		rc = q2_tables_write(image, &change.tables, l1, q2_tables_set_copied, err);
 	if (!rc)
 		rc = write_table(image, &change, &table, count, err);
 	if (rc)
 		goto undo;
-	name_l1(image, &change);
-	rc = q2_shadow_switch(meta, &change.shadow, err);
+	q2_tables_name(image, &change.tables);
+	rc = q2_shadow_switch(meta, &change.tables.shadow, err);
 	if (rc)
 		goto undo;
-	adopt_l1(image, &change);
+	q2_tables_adopt(image, &change.tables);
 	meta->free_hint = 1;
 	q2_cache_drop(&meta->cache);
 	rc = end(image, old_table, old_bytes, err);
 undo:
-	q2_shadow_undo(meta, &change.shadow);
-	change_free(&change);
+	q2_shadow_undo(meta, &change.tables.shadow);
+	q2_tables_free(&change.tables);
 	q2_vec_free(&table);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
@@ -572,13 +399,13 @@ static int replace_table(struct qcow2_image *image, const struct q2_vec *table, 
 	if (!rc)
 		rc = q2_commit_header(meta, err);
 	if (!rc) {
-		q2_vec_free(&change.shadow.taken);
+		q2_vec_free(&change.tables.shadow.taken);
 		rc = end(image, old_table, old_bytes, err);
 	} else {
 		meta->header = saved;
 	}
-	q2_shadow_undo(meta, &change.shadow);
-	change_free(&change);
+	q2_shadow_undo(meta, &change.tables.shadow);
+	q2_tables_free(&change.tables);
 	return rc;
 }
 
@@ -649,7 +476,7 @@ int q2_snapshot_let_go(struct qcow2_image *image, const struct q2_span *spans, s
 	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
 	rc = take_places(image, &change, l1, image->map.l1_entries, 0, err);
 	if (!rc)
-		rc = q2_shadow_open(meta, &change.shadow, err);
+		rc = q2_shadow_open(meta, &change.tables.shadow, err);
 	for (size_t i = 0; i < count && !rc; i++)
 		rc = q2_refcount_add(meta, spans[i].start, spans[i].count, -1, err);
 	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
@@ -660,18 +487,18 @@ int q2_snapshot_let_go(struct qcow2_image *image, const struct q2_span *spans, s
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
 				     -1, err);
 	if (!rc)
-		rc = write_tables(image, &change, l1, err);
+		rc = q2_tables_write(image, &change.tables, l1, q2_tables_set_copied, err);
 	if (!rc) {
-		name_l1(image, &change);
-		rc = q2_shadow_switch(meta, &change.shadow, err);
+		q2_tables_name(image, &change.tables);
+		rc = q2_shadow_switch(meta, &change.tables.shadow, err);
 	}
 	if (!rc) {
-		adopt_l1(image, &change);
+		q2_tables_adopt(image, &change.tables);
 		meta->free_hint = 1;
 		q2_cache_drop(&meta->cache);
 		rc = end(image, 0, 0, err);
 	}
-	q2_shadow_undo(meta, &change.shadow);
-	change_free(&change);
+	q2_shadow_undo(meta, &change.tables.shadow);
+	q2_tables_free(&change.tables);
 	return rc;
 }

@@ -554,7 +554,7 @@ properties.refcount_table = tables.refcount_table
 -- ---- the class -----------------------------------------------------------------------------
 
 -- Files that add methods, loaded when one is asked for that is not known yet.
-local more = { "qcow2.change", "qcow2.check", "qcow2.amend" }
+local more = { "qcow2.change", "qcow2.check", "qcow2.amend", "qcow2.datafile" }
 
 ---All methods are in image.methods when this returns; true when some were not.
 ---@return boolean

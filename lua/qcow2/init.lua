@@ -21,6 +21,8 @@ local late = {
   convert = function() return require("qcow2.convert") end,
   compare = function() return require("qcow2.compare") end,
   commit = function() return require("qcow2.commit") end,
+  externalize = function() return require("qcow2.datafile").externalize end,
+  internalize = function() return require("qcow2.datafile").internalize end,
   rebase = function() return require("qcow2.rebase") end,
   -- Class name -> table of methods, for those who list or extend them.
   _classes = function()

@@ -185,6 +185,26 @@ function qcow2.compare(a, b, options) end
 ---@return qcow2.kind? kind
 function qcow2.commit(disk, options) end
 
+---@class qcow2.externalize_options
+---@field raw? boolean                    the data file alone is the disk from then on; needs an image without backing file
+---@field threads? integer
+---@field image? qcow2.open_options       how to open the image
+---@field progress? fun(done: integer, total: integer)
+
+---Moves the guest's data out of an image into an external data file, which must not exist. When all of it is on disk
+---the image is switched to it by one write. Images with snapshots and images of version 2 are refused.
+---@param path string
+---@param data_path string
+---@param options? qcow2.externalize_options
+---@return true?, string?, qcow2.kind?, integer?
+function qcow2.externalize(path, data_path, options) end
+
+---Moves the data of an image's external data file into the image file, by one switch; the data file is only read.
+---@param path string
+---@param options? {image?:qcow2.open_options, progress?:fun(done: integer, total: integer)}
+---@return true?, string?, qcow2.kind?, integer?
+function qcow2.internalize(path, options) end
+
 ---@class qcow2.rebase_options
 ---@field backing_file? string           stored as given, counts from the image's directory; nil: none
 ---@field backing_fmt? "qcow2"|"raw"     required with backing_file
@@ -429,9 +449,32 @@ function image:bitmap_merge(name, source, options) end
 ---@return true?, string?, qcow2.kind?, integer?
 function image:amend(options) end
 
+---Compares the external data file, byte for byte, with the disk that the guest sees. `resync` "data": the file gets
+---what the guest reads; "metadata": the guest reads what the file holds.
+---@param options? {resync?:"data"|"metadata", progress?:fun(done: integer, total: integer)}
+---@return qcow2.verify_report? report
+---@return string? message
+---@return qcow2.kind? kind
+---@return integer? errno
+function image:verify(options) end
+
 ---Closes; every error of a flush comes out here. Closing twice is fine.
 ---@return true?, string?, qcow2.kind?, integer?
 function image:close() end
+
+---@class qcow2.divergence
+---@field offset integer  guest bytes; "tail": bytes of the file behind the disk's end
+---@field length integer
+---@field cause "zero"|"unallocated"|"copied-lost"|"backing"|"wrong-offset"|"not-copied"|"compressed"|"invalid"|"short"|"tail"
+---@field meaning string
+
+---@class qcow2.verify_report
+---@field same boolean            the data file is the disk, by now
+---@field raw boolean             the image promises that it is
+---@field divergences qcow2.divergence[]  in the disk's order, at most 100000
+---@field found integer
+---@field mended integer          by the resync
+---@field omitted integer         found and not listed
 
 ---@class qcow2.amend_options
 ---@field compat? "0.10"|"1.1"|"v2"|"v3"

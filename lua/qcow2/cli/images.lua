@@ -35,7 +35,10 @@ function images.resolve(path, name)
   return (path:match("^(.*/)[^/]*$") or "") .. name
 end
 
-local function references(context, path)
+---The reference policy for the image at `path`: its own directory, and what --allow and QCOW2_ALLOW list.
+---@param context qcow2.cli.context
+---@param path string
+function images.references(context, path)
   if #context.allowed == 0 then
     return "beside"
   end
@@ -173,7 +176,7 @@ function open_node(context, node, asked)
     snapshot = asked.snapshot,
     damaged = asked.damaged,
     force_share = asked.force_share or force_share or nil,
-    references = references(context, path),
+    references = images.references(context, path),
   }
   if asked.tables_only then
     opening.data_file = false
@@ -245,7 +248,7 @@ function images.open(context, name, asked)
     mode = asked.mode,
     snapshot = asked.snapshot,
     damaged = asked.damaged,
-    references = references(context, name),
+    references = images.references(context, name),
   }
   if asked.tables_only then
     opening.data_file = false

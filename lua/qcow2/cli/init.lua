@@ -19,7 +19,8 @@ end
 
 -- In the order in which help lists them.
 local VERBS = { "create", "info", "check", "map", "measure", "convert", "commit", "rebase", "snapshot",
-  "bitmap", "amend", "resize", "compare", "dd", "adopt", "dump", "explain", "shell" }
+  "bitmap", "amend", "resize", "compare", "dd", "adopt", "externalize", "internalize", "verify", "dump",
+  "explain", "shell" }
 
 local BUG = 99
 local INTERRUPTED = 130

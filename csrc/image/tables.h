@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: MIT
+ * New L1 and L2 tables for the whole disk, beside the old ones; with new reference counts (meta/shadow.h) they become
+ * true by one switch of the header (invariant 5).
+ *
+ *   q2_tables_take    places for the new tables
+ *   q2_shadow_open    ... then counts are changed: q2_tables_count, q2_refcount_add ...
+ *   q2_tables_write   the tables, made of the old ones
+ *   q2_tables_name    the header's fields
+ *   q2_shadow_switch
+ *   q2_tables_adopt   the map speaks of the new tables
+ *   q2_shadow_undo, q2_tables_free   in any case
+ */
+#ifndef Q2_IMAGE_TABLES_H
+#define Q2_IMAGE_TABLES_H
+
+#include "image/image.h"
+#include "meta/shadow.h"
+
+struct q2_tables {
+	struct q2_shadow shadow;
+	bool full;                   /* every L1 entry gets a table; set before q2_tables_take */
+	uint64_t l1_at, l1_clusters; /* the new L1's place, cluster number and count */
+	uint64_t *l1;                /* its entries, host order */
+	uint32_t l1_entries;
+	struct q2_vec l2; /* struct q2_span: places for L2 tables */
+};
+
+void q2_tables_free(struct q2_tables *tables);
+
+/* Adds `delta` to the counts of an L1's L2 tables and of all that these refer to, by runs. */
+int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
+		    struct qcow2_error *err);
+
+/* Takes the places for a new L1 of `entries` and for the L2 tables that `l1` has. */
+int q2_tables_take(struct qcow2_image *image, struct q2_tables *tables, const uint64_t *l1, uint32_t entries,
+		   struct qcow2_error *err);
+
+/* Changes the bytes of one L2 table, whose first entry stands for guest offset `guest`. */
+typedef int q2_tables_convert(struct qcow2_image *image, uint64_t guest, uint8_t *table,
+			      struct qcow2_error *err);
+
+/* COPIED exactly where the count is one. */
+int q2_tables_set_copied(struct qcow2_image *image, uint64_t guest, uint8_t *table, struct qcow2_error *err);
+
+/* Writes the new tables: copies of those of `l1` (empty ones where it has none), as `convert` changes them; NULL
+ * changes nothing. */
+int q2_tables_write(struct qcow2_image *image, struct q2_tables *tables, const uint64_t *l1,
+		    q2_tables_convert *convert, struct qcow2_error *err);
+
+/* Lets the header name the new L1. */
+void q2_tables_name(struct qcow2_image *image, const struct q2_tables *tables);
+
+/* After the switch: lets the map name it too, with the header's size. */
+void q2_tables_adopt(struct qcow2_image *image, struct q2_tables *tables);
+
+#endif
