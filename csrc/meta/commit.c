@@ -76,6 +76,21 @@ static int write_words(struct q2_meta *meta, struct q2_vec *words, struct qcow2_
 	return 0;
 }
 
+/* These clusters belong to nobody any more: they can be used again, and their space goes back to the host. */
+static int set_free(struct q2_meta *meta, uint64_t start, uint64_t count, struct qcow2_error *err)
+{
+	unsigned bits = meta->geo.cluster_bits;
+	if (!count)
+		return 0;
+	meta->free_hint = q2_min(meta->free_hint, start);
+	uint64_t stream = meta->stream_at >> bits;
+	if (meta->stream_at < meta->stream_end && stream >= start && stream < start + count)
+		meta->stream_at = meta->stream_end = 0;
+	/* What the cache has of a table there is no longer true once the place is reused. */
+	q2_cache_forget(&meta->cache, q2_host_at(start << bits), count << bits);
+	return meta->punch_freed ? qcow2_store_punch(meta->store, start << bits, count << bits, err) : 0;
+}
+
 /* Lowers the counts of what is unlinked on disk by now (step F). */
 static int free_pending(struct q2_meta *meta, struct qcow2_error *err)
 {
@@ -85,23 +100,19 @@ static int free_pending(struct q2_meta *meta, struct qcow2_error *err)
 	int rc = 0;
 	for (size_t i = 0; i < spans.count && !rc; i++) {
 		const struct q2_span *span = (struct q2_span *)spans.items + i;
+		uint64_t end = span->start + span->count, run = 0;
 		rc = q2_refcount_add(meta, span->start, span->count, -1, err);
-		for (uint64_t c = span->start; !rc && c < span->start + span->count; c++) {
+		for (uint64_t c = span->start; !rc && c < end; c++) {
 			uint64_t count;
 			rc = q2_refcount_read(meta, c, &count, err);
-			if (rc || count)
-				continue;
-			meta->free_hint = q2_min(meta->free_hint, c);
-			if (meta->stream_at < meta->stream_end &&
-			    c == meta->stream_at >> meta->geo.cluster_bits)
-				meta->stream_at = meta->stream_end = 0;
-			/* What the cache has of a table there is no longer true once the place is reused. */
-			q2_cache_forget(&meta->cache, q2_host_at(c << meta->geo.cluster_bits),
-					meta->geo.cluster_size);
-			if (meta->punch_freed)
-				rc = qcow2_store_punch(meta->store, c << meta->geo.cluster_bits,
-						       meta->geo.cluster_size, err);
+			run += !rc && !count;
+			if (!rc && count) {
+				rc = set_free(meta, c - run, run, err);
+				run = 0;
+			}
 		}
+		if (!rc)
+			rc = set_free(meta, end - run, run, err);
 	}
 	q2_vec_free(&spans);
 	for (size_t i = 0; i < meta->pending_punch.count && !rc; i++) {
