@@ -706,6 +706,9 @@ int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options 
  */
 int qcow2_image_externalize(struct qcow2_image *image, struct qcow2_store *data, struct qcow2_bytes name,
 			    bool raw, struct qcow2_error *err);
+/* Makes the file of an image with an external data file as short as its metadata: tables go to the lowest free places,
+ * the host gets the rest back. Again by switches of the header. */
+int qcow2_image_gather(struct qcow2_image *image, struct qcow2_error *err);
 /* Refuses what cannot be externalized: snapshots, version 2, a raw data file beside a backing file. */
 int qcow2_image_externalize_check(struct qcow2_image *image, bool raw, struct qcow2_error *err);
 

@@ -84,6 +84,13 @@ static int l_externalize(lua_State *L)
 	return q2_bind_done(L, qcow2_image_externalize(image, data, name, lua_toboolean(L, 4), &err), &err);
 }
 
+/* core.gather(image) */
+static int l_gather(lua_State *L)
+{
+	struct qcow2_error err;
+	return q2_bind_done(L, qcow2_image_gather(q2_bind_self(L, 1, Q2_IMAGE_CLASS), &err), &err);
+}
+
 /* core.verify(image, "none" | "data" | "metadata") */
 static int l_verify(lua_State *L)
 {
@@ -184,6 +191,7 @@ void q2_bind_open_amend(lua_State *L)
 					     {"internalize", l_internalize},
 					     {"externalize_check", l_externalize_check},
 					     {"externalize", l_externalize},
+					     {"gather", l_gather},
 					     {"verify", l_verify},
 					     {NULL, NULL}};
 	q2_bind_class(L, Q2_TASK_CLASS, methods, meta);

@@ -219,17 +219,28 @@ static int externalize(struct qcow2_image *image, struct qcow2_store *data, stru
 		rc = store_name(image, name, err);
 	if (!rc)
 		rc = move(image, data, raw, err);
-	if (rc)
-		return rc;
-	/* It is done. That the file becomes short is a gift, which may fail (no space for a moment's two sets of
-	 * tables) as long as the image has not. */
-	if (!gather(image, NULL))
-		give_back(image, NULL);
-	return q2_commit_flush(meta, err);
+	return rc;
 }
 
 int qcow2_image_externalize(struct qcow2_image *image, struct qcow2_store *data, struct qcow2_bytes name,
 			    bool raw, struct qcow2_error *err)
 {
 	return q2_image_blame(image, externalize(image, data, name, raw, err), err);
+}
+
+int qcow2_image_gather(struct qcow2_image *image, struct qcow2_error *err)
+{
+	int rc = q2_edit_tables(image, err);
+	if (!rc && (image->raw || !image->meta.geo.external_data))
+		rc = refuse(err, QCOW2_E_CONFLICT, "The image has no external data file");
+	if (!rc)
+		rc = q2_track_end(image, err);
+	image->meta.lazy = false;
+	if (!rc)
+		rc = gather(image, err);
+	if (!rc)
+		rc = give_back(image, err);
+	if (!rc)
+		rc = q2_commit_flush(&image->meta, err);
+	return q2_image_blame(image, rc, err);
 }

@@ -120,6 +120,10 @@ function datafile.externalize(path, data_path, given)
     return nil, ("%s (the data file '%s' is complete and was left)"):format(message, references.escape(data_path)),
       kind, errno
   end
+  ok, message, kind, errno = core.gather(img)
+  if not ok then
+    return nil, "The data has moved, but the image file could not be made shorter: " .. message, kind, errno
+  end
   return img:close()
 end
 
