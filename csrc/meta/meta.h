@@ -34,7 +34,7 @@ struct q2_meta {
 	bool hidden;                    /* a new image in the making: no magic on disk, no barriers */
 	bool unsynced, data_unsynced;   /* written since the last flush: image file, external data file */
 	uint64_t free_hint;             /* no cluster below it is free */
-	struct q2_guard guard;           /* invariant 6: clusters of live metadata */
+	struct q2_guard guard;          /* invariant 6: clusters of live metadata */
 	uint64_t virgin;                /* clusters from here on were never written: they read as zeros */
 	struct q2_vec l1_words;         /* struct q2_word: links waiting for what they point at */
 	struct q2_vec reftable_words;   /* struct q2_word */
