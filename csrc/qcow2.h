@@ -179,6 +179,9 @@ int qcow2_image_open(struct qcow2_store *store, struct qcow2_image **out, struct
  * such a table fails then. */
 int qcow2_image_open_damaged(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err);
 
+/* An image that qcow2_create made hidden: it is shown by the end of the copy into it (qcow2_copy_image_new). */
+int qcow2_image_open_hidden(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err);
+
 /* The store itself as a disk: its length rounded up to 512-byte sectors. */
 int qcow2_image_open_raw(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err);
 
@@ -596,6 +599,7 @@ struct qcow2_create_options {
 	bool keep_data;               /* it has contents, which become the disk's: it is only read */
 	bool keep_holes;              /* with keep_data: map its holes too, else they become zero clusters */
 	bool nocow;                   /* ask the host for no copy-on-write; a host that knows none is fine */
+	bool hidden;                  /* leave the magic out, and flush nothing: a copy into it comes next */
 };
 
 /* Refuses what contradicts itself or the limits, before anything is made. fails: `conflict`, `range`,

@@ -66,6 +66,7 @@ static struct qcow2_create_options read_options(lua_State *L, int index)
 		.keep_data = q2_bind_flag(L, index, "keep_data_file"),
 		.keep_holes = q2_bind_flag(L, index, "keep_holes"),
 		.nocow = q2_bind_flag(L, index, "nocow"),
+		.hidden = q2_bind_flag(L, index, "hidden"),
 	};
 }
 

@@ -19,11 +19,12 @@
 #include <pthread.h>
 #include <string.h>
 
-#define WINDOW ((uint64_t)2 << 20) /* also the largest cluster */
+#define WINDOW_MAX ((uint64_t)2 << 20) /* the largest cluster */
+#define WINDOW ((uint64_t)1 << 20)
 #define ZERO_UNIT ((uint64_t)1 << 30)
 #define SECTOR 512u
-#define MAX_PIECES (2 * (WINDOW / SECTOR)) /* a disk may end inside a sector */
-#define MAX_CLUSTERS (WINDOW / 512)
+#define MAX_PIECES (2 * (WINDOW_MAX / SECTOR)) /* a disk may end inside a sector */
+#define MAX_CLUSTERS (WINDOW_MAX / 512)
 
 struct unit {
 	uint64_t start, end; /* of the disk: whole clusters, but for the disk's end */
@@ -56,10 +57,12 @@ struct copy {
 	struct q2_source source;
 	struct qcow2_image *target;
 	uint64_t sparse_size;
+	uint64_t window; /* bytes */
 	bool compress, salvage, flush, bitmaps;
 	bool fresh;       /* no cluster of the target has a place yet */
 	bool is_zero;     /* all of it reads as zeros: what is zeros needs nothing done */
 	bool has_backing; /* the target shows its backing file where it has nothing */
+	bool is_overlay;  /* the source is one image with a backing file */
 
 	pthread_mutex_t lock;
 	pthread_cond_t moved;
@@ -70,10 +73,10 @@ struct copy {
 
 /* ---- step 1: what is there ------------------------------------------------------------------ */
 
-/* Does the piece leave the target's backing file visible? */
+/* Does the piece leave the target's backing file visible? Not where the source shows none itself. */
 static bool is_left_alone(const struct copy *copy, const struct q2_piece *piece)
 {
-	return copy->has_backing && !(piece->allocation & Q2_ALLOCATION_TOP);
+	return copy->has_backing && copy->is_overlay && !(piece->allocation & Q2_ALLOCATION_TOP);
 }
 
 static void mark_fates(const struct copy *copy, struct worker *worker, const struct unit *unit)
@@ -136,17 +139,21 @@ static int compress_data(struct copy *copy, struct worker *worker, const struct 
 {
 	uint64_t cluster = copy->target->meta.geo.cluster_size, packed = 0;
 	size_t clusters = (size_t)q2_div_up(unit->end - unit->start, cluster);
+	/* By the unit, so that threads do not matter; a few clusters alone would only ever gather debts. */
+	int64_t slack = 0;
+	bool is_run = cluster * 4 <= copy->window;
 	int rc = 0;
 	if (!worker->codec)
 		rc = q2_codec_new(copy->target->meta.header.compression_type, &worker->codec, err);
-	if (!rc && !worker->packed && !(worker->packed = q2_new_pages(WINDOW)))
+	if (!rc && !worker->packed && !(worker->packed = q2_new_pages(copy->window)))
 		rc = q2_error_nomem(err);
 	for (size_t c = 0; c < clusters && !rc; c++) {
 		size_t used;
 		if (worker->fate[c] != DATA)
 			continue;
-		rc = q2_codec_compress(worker->codec, worker->buf + c * cluster, cluster,
-				       worker->packed + packed, cluster - 1, &used, err);
+		rc = q2_codec_compress_run(worker->codec, worker->buf + c * cluster, cluster,
+					   worker->packed + packed, cluster - 1, is_run ? &slack : NULL,
+					   &used, err);
 		if (rc || !used)
 			continue;
 		worker->fate[c] = STREAM;
@@ -309,7 +316,7 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 	const struct unit *unit = what;
 	int rc = 0;
 	worker->reader.salvage = copy->salvage;
-	if (!worker->buf && !(worker->buf = q2_new_pages(WINDOW)))
+	if (!worker->buf && !(worker->buf = q2_new_pages(copy->window)))
 		return q2_error_nomem(err);
 	if (!unit->zeros) {
 		mark_fates(copy, worker, unit);
@@ -350,12 +357,12 @@ static void end_worker(void *own)
 static bool fill_zeros(struct copy *copy, struct unit *unit, const struct q2_piece *piece)
 {
 	struct qcow2_job *job = &copy->job;
-	if (!q2_piece_is_zero(piece) || job->position % WINDOW || !copy->sparse_size ||
+	if (!q2_piece_is_zero(piece) || job->position % copy->window || !copy->sparse_size ||
 	    is_left_alone(copy, piece))
 		return false;
 	uint64_t length = q2_min(piece->length, ZERO_UNIT);
 	if (job->position + length < job->end)
-		length = q2_round_down(length, WINDOW);
+		length = q2_round_down(length, copy->window);
 	if (!length)
 		return false;
 	unit->zeros = true;
@@ -384,7 +391,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 			*worth = true;
 			return 0;
 		}
-		uint64_t to = q2_round_down(job->position + piece.length, WINDOW);
+		uint64_t to = q2_round_down(job->position + piece.length, copy->window);
 		if (!idle || (to <= job->position && job->position + piece.length < job->end))
 			break;
 		if (job->position + piece.length >= job->end)
@@ -397,7 +404,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 	if (job->position >= job->end)
 		return 0;
 	unit->start = job->position;
-	unit->end = q2_min(q2_round_down(job->position, WINDOW) + WINDOW, job->end);
+	unit->end = q2_min(q2_round_down(job->position, copy->window) + copy->window, job->end);
 	while (job->position < unit->end) {
 		struct q2_piece *piece = &unit->pieces[unit->count];
 		if (unit->count == MAX_PIECES)
@@ -513,6 +520,7 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 	pthread_cond_init(&copy->moved, NULL);
 	copy->target = qcow2_image_ref(target);
 	copy->sparse_size = options->sparse_size;
+	copy->window = q2_max(WINDOW, target->meta.geo.cluster_size);
 	copy->compress = options->compress;
 	copy->salvage = options->salvage;
 	copy->flush = options->sync;
@@ -520,12 +528,13 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 	copy->is_zero = !options->target_exists || options->target_is_zero;
 	copy->has_backing = options->target_exists ? options->target_backing : !!target->backing_name.data;
 	int rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
+	copy->is_overlay = !rc && count == 1 && copy->source.images[0]->backing;
 	if (!rc)
 		rc = check(copy, err);
 	if (!rc)
 		rc = q2_pool_new(&work, copy, options->threads, &copy->job.pool, err);
 	if (!rc && !options->target_exists) {
-		rc = q2_image_hide(target, err);
+		rc = target->meta.hidden ? 0 : q2_image_hide(target, err);
 		/* Nobody uses a hidden image, so nothing need say that it is being written to. */
 		target->edited = true;
 	}

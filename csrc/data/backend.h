@@ -5,8 +5,8 @@
 
 #include "data/codec.h"
 
-/* The contracts of expand and compress are those of q2_codec_expand and q2_codec_compress; codec.c has
- * already refused lengths of zero and above Q2_CODEC_MAX. */
+/* The contracts of expand and compress are those of q2_codec_expand and q2_codec_compress_run (`slack` NULL: a
+ * cluster by itself); codec.c has already refused lengths of zero and above Q2_CODEC_MAX. */
 struct q2_backend {
 	const char *library; /* with its version */
 	int (*create)(struct q2_codec **out, struct qcow2_error *err);
@@ -14,7 +14,7 @@ struct q2_backend {
 	int (*expand)(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_length,
 		      struct qcow2_error *err);
 	int (*compress)(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_room,
-			size_t *used, struct qcow2_error *err);
+			int64_t *slack, size_t *used, struct qcow2_error *err);
 };
 
 /* The first member of every backend's context. */

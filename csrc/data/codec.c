@@ -63,6 +63,12 @@ int q2_codec_expand(struct q2_codec *codec, const void *in, size_t in_length, vo
 int q2_codec_compress(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_room,
 		      size_t *used, struct qcow2_error *err)
 {
+	return q2_codec_compress_run(codec, in, in_length, out, out_room, NULL, used, err);
+}
+
+int q2_codec_compress_run(struct q2_codec *codec, const void *in, size_t in_length, void *out,
+			  size_t out_room, int64_t *slack, size_t *used, struct qcow2_error *err)
+{
 	if (in_length == 0 || in_length > Q2_CODEC_MAX || out_room > Q2_CODEC_MAX)
 		return q2_error_set(err, QCOW2_E_BUG, Q2_NO_OFFSET,
 				    "compressing %zu bytes into %zu is outside the codec's limits", in_length,
@@ -71,5 +77,5 @@ int q2_codec_compress(struct q2_codec *codec, const void *in, size_t in_length, 
 		*used = 0;
 		return 0;
 	}
-	return codec->backend->compress(codec, in, in_length, out, out_room, used, err);
+	return codec->backend->compress(codec, in, in_length, out, out_room, slack, used, err);
 }

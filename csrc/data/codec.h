@@ -48,4 +48,12 @@ int q2_codec_expand(struct q2_codec *codec, const void *in, size_t in_length, vo
 int q2_codec_compress(struct q2_codec *codec, const void *in, size_t in_length, void *out, size_t out_room,
 		      size_t *used, struct qcow2_error *err);
 
+/*
+ * The same for a cluster that is one of many. *slack, 0 before the first of a run, counts what the run is
+ * smaller than QEMU's would be, about; where it suffices the cluster is compressed faster and weaker. What
+ * comes out depends on the input and *slack alone.
+ */
+int q2_codec_compress_run(struct q2_codec *codec, const void *in, size_t in_length, void *out,
+			  size_t out_room, int64_t *slack, size_t *used, struct qcow2_error *err);
+
 #endif

@@ -20,7 +20,7 @@
 
 #ifdef Q2_HAVE_LIBDEFLATE
 #include <libdeflate.h>
-#define LEVELS 4
+#define LEVELS 7
 #endif
 
 /* Every library context is made at first use and kept: a reader never pays for a compressor. */
@@ -30,7 +30,7 @@ struct deflate_codec {
 	bool inflate_ready;
 #ifdef Q2_HAVE_LIBDEFLATE
 	struct libdeflate_decompressor *decompressor;
-	struct libdeflate_compressor *compressors[LEVELS]; /* as in `levels` */
+	struct libdeflate_compressor *compressors[LEVELS]; /* by level */
 #else
 	z_stream deflate;
 	bool deflate_ready;
@@ -140,29 +140,71 @@ static int deflate_expand(struct q2_codec *codec, const void *in, size_t in_leng
  * only a disk full of static libraries comes out 0.6 % larger. Under 2 KiB no level of reasonable speed
  * quite reaches zlib on every kind of data (level 6: within 1.5 %).
  */
-static const struct {
-	size_t least; /* cluster size from which this row holds */
-	int level;
-} levels[LEVELS] = {
-	{0, 6},
-	{8192, 5},
-	{32768, 4},
-	{65536, 2},
+static int level_of(size_t in_length)
+{
+	return in_length < 8192 ? 6 : in_length < 32768 ? 5 : in_length < 65536 ? 4 : 2;
+}
+
+/*
+ * In runs of clusters of 64 KiB and more, what level 2 gains over zlib is spent on level 1. How large zlib's
+ * stream would be is only guessed, by the kind of bytes; the guesses were made from 2,600 clusters of programs,
+ * static libraries, sources, prose and a file system. Sizes relative to zlib's:
+ *
+ *				level 1		level 2		level 3		level 4
+ *	text			0.86-0.97	0.83-0.95
+ *	few zeros, code		0.99-1.02	0.97-0.98
+ *	some zeros		1.00-1.05	0.96-0.99
+ *	many zeros, tables	0.92-1.09	0.90-1.07	0.89-1.04	0.88-1.01
+ *
+ * A file system comes out 3 % smaller than QEMU's, programs alone 1 %, static libraries alone 1 % larger, in
+ * 0.84 of the time that level 2 takes.
+ */
+struct guess {
+	int level; /* while there is no slack */
+	int64_t fast,
+		safe; /* thousandths of zlib's size that level 1 and `level` give; fast 0: never level 1 */
+	bool always;  /* level 1 needs no slack */
 };
 
+static struct guess guess(const uint8_t *in, size_t length)
+{
+	/* 32 bytes out of every 512 tell enough. */
+	size_t text = 0, zeros = 0, seen = 0;
+	for (size_t at = 0; at + 32 <= length; at += 512, seen += 32) {
+		for (size_t i = at; i < at + 32; i++) {
+			text += (uint8_t)(in[i] - 32) < 95 || in[i] == '\n' || in[i] == '\t';
+			zeros += !in[i];
+		}
+	}
+	if (text * 10 >= seen * 6)
+		return (struct guess){.fast = 950, .always = true};
+	if (zeros * 10 < seen * 2)
+		return (struct guess){.level = 2, .fast = 1008, .safe = 968};
+	if (zeros * 10 < seen * 5)
+		return (struct guess){.level = 2, .fast = 1030, .safe = 975};
+	return (struct guess){.level = zeros * 10 < seen * 6 ? 3 : 4, .safe = 1000};
+}
+
 static int deflate_compress(struct q2_codec *codec, const void *in, size_t in_length, void *out,
-			    size_t out_room, size_t *used, struct qcow2_error *err)
+			    size_t out_room, int64_t *slack, size_t *used, struct qcow2_error *err)
 {
 	struct deflate_codec *d = (struct deflate_codec *)codec;
-	int row = LEVELS - 1;
+	int level = level_of(in_length);
+	int64_t share = 1000;
 
-	while (in_length < levels[row].least)
-		row--;
-	if (!d->compressors[row])
-		d->compressors[row] = libdeflate_alloc_compressor(levels[row].level);
-	if (!d->compressors[row])
+	if (slack && in_length >= 65536) {
+		struct guess g = guess(in, in_length);
+		bool fast = g.always || (g.fast && *slack >= 0);
+		level = fast ? 1 : g.level;
+		share = fast ? g.fast : g.safe;
+	}
+	if (!d->compressors[level])
+		d->compressors[level] = libdeflate_alloc_compressor(level);
+	if (!d->compressors[level])
 		return q2_error_nomem(err);
-	*used = libdeflate_deflate_compress(d->compressors[row], in, in_length, out, out_room);
+	*used = libdeflate_deflate_compress(d->compressors[level], in, in_length, out, out_room);
+	if (slack && *used)
+		*slack += (int64_t)*used * 1000 / share - (int64_t)*used;
 	return 0;
 }
 
@@ -176,8 +218,9 @@ static int deflate_expand(struct q2_codec *codec, const void *in, size_t in_leng
 
 /* As QEMU does it, so that files are of QEMU's size: the default level, 4 KiB window, most memory. */
 static int deflate_compress(struct q2_codec *codec, const void *in, size_t in_length, void *out,
-			    size_t out_room, size_t *used, struct qcow2_error *err)
+			    size_t out_room, int64_t *slack, size_t *used, struct qcow2_error *err)
 {
+	(void)slack; /* QEMU's own library at QEMU's level: there is none */
 	struct deflate_codec *d = (struct deflate_codec *)codec;
 	z_stream *s = &d->deflate;
 	int status = d->deflate_ready

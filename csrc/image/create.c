@@ -442,8 +442,7 @@ static int make_data(const struct q2_create *c, struct qcow2_error *err)
 	return qcow2_create_raw(c->data, c->header.size, mode, o->nocow, err);
 }
 
-static int make_image(const struct q2_create *c, const uint8_t *head, size_t head_length,
-		      struct qcow2_error *err)
+static int make_image(const struct q2_create *c, uint8_t *head, size_t head_length, struct qcow2_error *err)
 {
 	const struct qcow2_create_options *o = c->options;
 	/* Only the data's space is the user's to ask for; with a data file it is not here. */
@@ -453,10 +452,14 @@ static int make_image(const struct q2_create *c, const uint8_t *head, size_t hea
 		rc = q2_create_tables_write(c, err);
 	if (!rc && head_length > SECTOR)
 		rc = qcow2_store_write(c->store, SECTOR, head + SECTOR, head_length - SECTOR, err);
-	if (!rc)
+	if (!rc && !o->hidden)
 		rc = qcow2_store_flush(c->store, err);
 	if (rc)
 		return rc;
+	if (o->hidden) {
+		memset(head, 0, 4);
+		return qcow2_store_write(c->store, 0, head, q2_min(head_length, SECTOR), err);
+	}
 	rc = qcow2_store_write(c->store, 0, head, q2_min(head_length, SECTOR), err);
 	if (!rc)
 		rc = qcow2_store_flush(c->store, err);

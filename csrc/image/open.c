@@ -95,18 +95,25 @@ int q2_image_reload_head(struct qcow2_image *image, struct qcow2_error *err)
 	return rc ? rc : read_names(image, err);
 }
 
-static int open_header(struct qcow2_image *image, bool damaged, struct qcow2_error *err)
+/* How an image may be. */
+enum state { SOUND, DAMAGED, HIDDEN };
+
+static int open_header(struct qcow2_image *image, enum state state, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	uint8_t start[Q2_HEADER_FULL];
 	int rc = qcow2_store_length(image->store, &meta->file_length, err);
 	if (!rc)
 		rc = qcow2_store_read(image->store, 0, start, sizeof start, err);
+	if (!rc && state == HIDDEN && !q2_load32(start)) {
+		q2_store32(start, Q2_MAGIC);
+		meta->hidden = true;
+	}
 	if (!rc)
 		rc = q2_header_parse(start, q2_min(sizeof start, meta->file_length), &meta->header, err);
 	if (!rc)
 		rc = q2_header_check(&meta->header, meta->file_length, err);
-	if (!rc && !damaged)
+	if (!rc && state != DAMAGED)
 		rc = q2_header_check_places(&meta->header, meta->file_length, err);
 	if (rc)
 		return rc;
@@ -145,13 +152,13 @@ static struct qcow2_image *image_new(struct qcow2_store *store)
 	return image;
 }
 
-static int image_open(struct qcow2_store *store, bool damaged, struct qcow2_image **out,
+static int image_open(struct qcow2_store *store, enum state state, struct qcow2_image **out,
 		      struct qcow2_error *err)
 {
 	struct qcow2_image *image = image_new(store);
 	if (!image)
 		return q2_error_nomem(err);
-	int rc = open_header(image, damaged, err);
+	int rc = open_header(image, state, err);
 	if (rc)
 		goto undo;
 	*out = image;
@@ -163,12 +170,17 @@ undo:
 
 int qcow2_image_open(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
 {
-	return image_open(store, false, out, err);
+	return image_open(store, SOUND, out, err);
 }
 
 int qcow2_image_open_damaged(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
 {
-	return image_open(store, true, out, err);
+	return image_open(store, DAMAGED, out, err);
+}
+
+int qcow2_image_open_hidden(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
+{
+	return image_open(store, HIDDEN, out, err);
 }
 
 int qcow2_image_open_raw(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)

@@ -257,6 +257,7 @@ local function plan_of(path, o, bytes)
     return nil, message, kind, errno
   end
   plan.overwrite_image = o.overwrite or given.overwrite
+  plan.hidden = true
   ok, message, kind, errno = create.check(plan)
   if not ok then
     return nil, message, kind, errno

@@ -197,6 +197,7 @@ local function core_options(plan)
     keep_data_file = o.keep_data_file,
     keep_holes = o.keep_holes,
     nocow = o.nocow,
+    hidden = plan.hidden,
   }
 end
 
@@ -296,7 +297,8 @@ function create.no_nocow(path)
     :format(show(path))
 end
 
----Makes what the plan says. gives: true and a list of notes, or nil, message, kind, errno.
+---Makes what the plan says; with plan.hidden it looks like no image until a copy into it has shown it.
+---gives: true and a list of notes, or nil, message, kind, errno.
 function create.make(plan)
   local store <close>, made, store_kind, store_errno = open_target(plan.path, plan.overwrite_image)
   if not store then
@@ -337,7 +339,7 @@ function create.open(plan)
     data_file = plan.data_path,
     backing = plan.backing_path,
     backing_format = o.backing_fmt,
-  })
+  }, plan.hidden)
 end
 
 -- ---- for users -----------------------------------------------------------------------------

@@ -63,7 +63,7 @@ local function check_open_options(given)
 end
 
 -- Opens one file as an image, attaching nothing. `probed` answers whether the format was a guess.
-local function open_one(path, mode, format, store_flags, damaged)
+local function open_one(path, mode, format, store_flags, damaged, hidden)
   local store, message, kind, errno = core.store_file(path, store_flags)
   if not store then
     return nil, message, kind, errno
@@ -80,7 +80,7 @@ local function open_one(path, mode, format, store_flags, damaged)
   end
   local self
   local device, inode = store:identity()
-  self, message, kind, errno = core.image_open(store, format, damaged)
+  self, message, kind, errno = core.image_open(store, format, damaged, hidden)
   store:close()
   if not self then
     return nil, ("Could not open '%s': %s"):format(references.escape(path), message), kind, errno
@@ -91,7 +91,8 @@ local function open_one(path, mode, format, store_flags, damaged)
   return self, state
 end
 
-function image.open(path, given)
+---`hidden`: for the library alone, an image that create.make left hidden.
+function image.open(path, given, hidden)
   if type(path) ~= "string" then
     error("path must be a string, not " .. type(path), 2)
   elseif path:find("\0", 1, true) then
@@ -100,7 +101,7 @@ function image.open(path, given)
   local o = check_open_options(given)
   local mode = o.mode or "r"
   local self, state, kind, errno = open_one(path, mode, o.format,
-    { write = mode == "rw", force_share = o.force_share }, o.damaged)
+    { write = mode == "rw", force_share = o.force_share }, o.damaged, hidden)
   if not self then
     return nil, state, kind, errno
   end

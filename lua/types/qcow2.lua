@@ -137,17 +137,26 @@ function qcow2.measure(source, options) end
 ---@class qcow2.copy_options
 ---@field format? "raw"|"qcow2"          of the target
 ---@field source? qcow2.open_options     how to open sources given as paths
+---@field create? qcow2.create_options   how to make the target: all but size; raw: preallocation and nocow
 ---@field target_exists? boolean         write into an existing target (qemu-img's -n)
+---@field target? qcow2.open_options     how to open an existing qcow2 target
 ---@field target_is_zero? boolean        with target_exists: all of it reads as zeros already
+---@field target_backing? boolean        with target_exists: what the source does not have itself is left alone, as in
+---                                      a new target with a backing file
 ---@field overwrite? boolean             a target that is there is emptied first; otherwise it is refused (`exists`)
 ---@field sparse_size? qcow2.size        -S: smallest run of zeros left out of the target; default "4K"; 0: none, write all
 ---@field salvage? boolean               unreadable source clusters become zeros
 ---@field threads? integer               default: one per online CPU
 ---@field sync? boolean                  the copy is on stable storage when the job is done; default false
+---@field compress? boolean              qcow2: compressed clusters
+---@field bitmaps? boolean               qcow2: the persistent bitmaps of the one source too
+---@field skip_broken_bitmaps? boolean   leave out bitmaps that were not stored completely; else they are refused
+---@field rate? qcow2.size               bytes of data a second at most; 0: no limit
 
----Copies one disk, or several one behind the other, into a new file.
+---Copies one disk, or several one behind the other, into a new file. A new qcow2 image looks like no image until the
+---job is done. With target_exists the target may be an open image (mode "rw"), which the job does not close.
 ---@param source string|qcow2.image|(string|qcow2.image)[]
----@param target string
+---@param target string|qcow2.image
 ---@param options? qcow2.copy_options
 ---@return qcow2.job? job
 ---@return string? message
@@ -226,6 +235,7 @@ function qcow2.rebase(disk, options) end
 ---A long-running operation, done in steps.
 ---@class qcow2.job
 ---@field done boolean
+---@field notes? string[]     of a conversion: what could not be had, and is not missed much
 ---@field lost_bytes? integer  once it has ended: what `salvage` could not read
 local job = {}
 
