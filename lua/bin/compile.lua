@@ -1,8 +1,8 @@
 -- SPDX-License-Identifier: MIT
 -- compile.lua BUNDLE BASE LIBRARY FILE ...: compiles modules for the launcher, all into one file. FILE counts from
 -- the folder BASE; LIBRARY is where qcow2/core.so lies. The bundle begins with its own length; an entry holds the
--- file's name, its length and time of change when it was compiled, and the chunk: what the launcher needs to see that
--- it still fits. Lines and names stay in, for tracebacks.
+-- file's name, its length and time of change when it was compiled, and the chunk: what the launcher needs to see
+-- that it still fits. Lines and names stay in, for tracebacks.
 local bundle, base, library = arg[1], arg[2], arg[3]
 package.cpath = library .. "/?.so"
 local core = require("qcow2.core")
