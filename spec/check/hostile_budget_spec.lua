@@ -102,6 +102,25 @@ describe("A file of 64 MiB costs little:", function()
     within({ "info", "--output=json", path }, 1.5, 16, 0)
   end)
 
+  it("a dump of a snapshot whose L1 table is said to have 2^31 entries", function()
+    local path = hostile.image({ header = { nb_snapshots = 1, snapshots_offset = MIB }, length = 2 * MIB })
+    poke.u64(path, MIB, MIB + 65536)
+    poke.u32(path, MIB + 8, 1 << 31)
+    local words = {}
+    for i = 1, 30000 do words[i] = string.pack(">I8", i % 4000 << 9) end
+    poke.bytes(path, MIB + 65536, table.concat(words))
+    local result = within({ "dump", path }, 2.5, 96, 0)
+    assert.is_truthy(result.stdout:find("the table is larger than the format allows", 1, true))
+    assert.is_truthy(result.stdout:find("the table does not begin at a cluster", 1, true))
+  end)
+
+  it("a dump of 3,000 snapshots that share their tables", function()
+    local path = hostile.image({ header = { nb_snapshots = 3000, snapshots_offset = MIB }, length = 4 * MIB })
+    poke.bytes(path, MIB, (string.pack(">I8I4", 2 * MIB, 1 << 17) .. ("\0"):rep(28)):rep(3000))
+    local result = within({ "dump", path }, 2.5, 96, 0)
+    assert.is_truthy(result.stdout:find("the tables lie on one another too often", 1, true))
+  end)
+
   it("65,536 snapshots of which the last does not fit", function()
     local path = hostile.image({ header = { nb_snapshots = 65536, snapshots_offset = MIB },
       length = MIB + 65536 * 40 })

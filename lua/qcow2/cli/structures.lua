@@ -151,9 +151,36 @@ local function backing_structure(image)
   } }
 end
 
--- The bytes of a table; the reading stops where the file does.
-local function read_at(file, offset, length)
-  return file:seek("set", offset) and file:read(length) or ""
+-- Tables of a sound image lie on one another only where snapshots share them. A hostile one names the same place
+-- without end, so what is read is bounded by what the file really holds, with room for one L1 table that is a hole.
+local LARGEST_L1 = 32 << 20
+
+local function reader_of(image, file)
+  return { file = file, length = image.file_length, left = 2 * image.disk_size + LARGEST_L1, spent = false }
+end
+
+-- The bytes of a table; the reading stops where the file does, and for good when it has read too much.
+local function read_at(reader, offset, length)
+  if offset < 0 or offset >= reader.length then
+    return ""
+  end
+  length = math.min(length, reader.length - offset)
+  reader.left = reader.left - length
+  reader.spent = reader.spent or reader.left < 0
+  if reader.spent or not reader.file:seek("set", offset) then
+    return ""
+  end
+  return reader.file:read(length) or ""
+end
+
+-- What is wrong with a table of `length` bytes of which `bytes` could be read; nil: nothing.
+local function problem_of(reader, offset, length, bytes, unit)
+  if reader.spent then
+    return "the tables lie on one another too often; what is left is not shown"
+  elseif offset % unit ~= 0 then
+    return "the table does not begin at a cluster"
+  end
+  return #bytes < length and "the table does not lie wholly in the file" or nil
 end
 
 -- Rows of a table of `count` entries. `at(index)` gives an entry's word (and a second one, its bitmap);
@@ -199,11 +226,12 @@ local function refcount_at(bytes, bits)
   end
 end
 
-local function refcount_block(image, file, index, offset)
+local function refcount_block(image, reader, index, offset)
   local bits = image.refcount_bits
   local per_block = image.cluster_size * 8 // bits
   local clusters = (image.file_length + image.cluster_size - 1) // image.cluster_size
-  local bytes, first = read_at(file, offset, image.cluster_size), index * per_block
+  local aligned = offset % image.cluster_size == 0
+  local bytes, first = aligned and read_at(reader, offset, image.cluster_size) or "", index * per_block
   local count = math.min(per_block, math.max(clusters - first, 0), #bytes * 8 // bits)
   return {
     name = ("refcount block %d"):format(index),
@@ -218,13 +246,13 @@ local function refcount_block(image, file, index, offset)
         value = value,
       }
     end),
-    problem = #bytes < image.cluster_size and "the block does not lie wholly in the file" or nil,
+    problem = problem_of(reader, offset, image.cluster_size, bytes, image.cluster_size),
   }
 end
 
-local function refcount_structures(image, file, put)
+local function refcount_structures(image, reader, put)
   local header, entries = image.header, image.refcount_table
-  local rows, blocks = {}, {}
+  local rows, blocks, seen = {}, {}, {}
   for index = 0, #entries - 1 do
     local entry = entries[index]
     if entry.raw ~= 0 then
@@ -235,12 +263,18 @@ local function refcount_structures(image, file, put)
         meaning = "refcount block at " .. hex(entry.offset),
         value = raw_word(entry.raw),
       }
-      blocks[#blocks + 1] = { index = index, offset = entry.offset }
+      if not seen[entry.offset] then
+        blocks[#blocks + 1] = { index = index, offset = entry.offset }
+        seen[entry.offset] = true
+      end
     end
   end
   put({ name = "refcount table", offset = header.refcount_table_offset, length = 8 * #entries, rows = rows })
   for _, block in ipairs(blocks) do
-    put(refcount_block(image, file, block.index, block.offset))
+    put(refcount_block(image, reader, block.index, block.offset))
+    if reader.spent then
+      break
+    end
   end
 end
 
@@ -263,10 +297,10 @@ local function entry_meaning(image, guest, count, word, bitmap)
     (entry.reserved or 0) ~= 0 and (", reserved bits 0x%x"):format(entry.reserved) or "")
 end
 
-local function l2_structure(image, file, owner, l1_index, offset)
+local function l2_structure(image, reader, owner, l1_index, offset)
   local cluster_size, width = image.cluster_size, image.extended_l2 and 16 or 8
   local format = width == 16 and ">i8i8" or ">i8"
-  local bytes = read_at(file, offset, cluster_size)
+  local bytes = offset % cluster_size == 0 and read_at(reader, offset, cluster_size) or ""
   local per_table = cluster_size // width
   local rows = runs(#bytes // width, function(index)
     local word, bitmap = format:unpack(bytes, 1 + index * width)
@@ -293,14 +327,15 @@ local function l2_structure(image, file, owner, l1_index, offset)
     offset = offset,
     length = cluster_size,
     rows = rows,
-    problem = #bytes < cluster_size and "the table does not lie wholly in the file" or nil,
+    problem = problem_of(reader, offset, cluster_size, bytes, cluster_size),
   }
 end
 
 -- Tables are read from the file itself, entry by entry: the library refuses one as a whole when it is damaged.
-local function l1_structures(image, file, owner, offset, count, put)
-  local rows, tables = {}, {}
-  local bytes = read_at(file, offset, 8 * count)
+-- One that an L1 table names again is shown where it was named first.
+local function l1_structures(image, reader, owner, offset, count, put)
+  local rows, tables, seen = {}, {}, {}
+  local bytes = read_at(reader, offset, math.min(8 * count, LARGEST_L1))
   for index = 0, #bytes // 8 - 1 do
     local word = (">i8"):unpack(bytes, 1 + 8 * index)
     if word ~= 0 then
@@ -312,14 +347,20 @@ local function l1_structures(image, file, owner, offset, count, put)
         meaning = (place ~= 0 and "L2 table at " .. hex(place) or "no L2 table") .. (word < 0 and ", copied" or ""),
         value = raw_word(word),
       }
-      if place ~= 0 then
+      if place ~= 0 and not seen[place] then
         tables[#tables + 1] = { index = index, offset = place }
+        seen[place] = true
       end
     end
   end
-  put({ name = owner .. "L1 table", offset = offset, length = 8 * count, rows = rows })
+  put({ name = owner .. "L1 table", offset = offset, length = 8 * count, rows = rows,
+    problem = 8 * count > LARGEST_L1 and "the table is larger than the format allows"
+      or problem_of(reader, offset, 8 * count, bytes, image.cluster_size) })
   for _, l2 in ipairs(tables) do
-    put(l2_structure(image, file, owner, l2.index, l2.offset))
+    put(l2_structure(image, reader, owner, l2.index, l2.offset))
+    if reader.spent then
+      break
+    end
   end
 end
 
@@ -327,7 +368,7 @@ local function round_up(value, unit)
   return (value + unit - 1) // unit * unit
 end
 
-local function snapshot_structures(image, file, put)
+local function snapshot_structures(image, reader, put)
   local snapshots = image.snapshots
   if #snapshots == 0 then
     return
@@ -349,12 +390,15 @@ local function snapshot_structures(image, file, put)
   put({ name = "snapshot table", offset = start, length = offset - start, rows = rows })
   for _, snapshot in ipairs(snapshots) do
     local owner = ("snapshot %s "):format(text.escape(snapshot.id))
-    l1_structures(image, file, owner, snapshot.l1_offset, snapshot.l1_entries, put)
+    l1_structures(image, reader, owner, snapshot.l1_offset, snapshot.l1_entries, put)
+    if reader.spent then
+      break
+    end
   end
 end
 
-local function bitmap_table(image, file, bitmap)
-  local bytes = read_at(file, bitmap.table_offset, 8 * bitmap.table_entries)
+local function bitmap_table(image, reader, bitmap)
+  local bytes = read_at(reader, bitmap.table_offset, 8 * bitmap.table_entries)
   local rows = runs(#bytes // 8, function(index)
     return (">i8"):unpack(bytes, 1 + 8 * index), nil
   end, function(word)
@@ -366,10 +410,11 @@ local function bitmap_table(image, file, bitmap)
       name = ("entry %s"):format(span(from, to)), meaning = meaning, value = raw_word(word) }
   end)
   return { name = ("bitmap %q table"):format(text.escape(bitmap.name)), offset = bitmap.table_offset,
-    length = 8 * bitmap.table_entries, rows = rows }
+    length = 8 * bitmap.table_entries, rows = rows,
+    problem = problem_of(reader, bitmap.table_offset, 8 * bitmap.table_entries, bytes, image.cluster_size) }
 end
 
-local function bitmap_structures(image, file, put)
+local function bitmap_structures(image, reader, put)
   local directory
   for _, extension in ipairs(image.extensions) do
     if extension.name == "bitmaps" and extension.length >= 24 then
@@ -396,7 +441,10 @@ local function bitmap_structures(image, file, put)
   end
   put({ name = "bitmap directory", offset = directory, length = offset - directory, rows = rows })
   for _, bitmap in ipairs(bitmaps) do
-    put(bitmap_table(image, file, bitmap))
+    put(bitmap_table(image, reader, bitmap))
+    if reader.spent then
+      break
+    end
   end
 end
 
@@ -412,16 +460,17 @@ function structures.each(image, file, put)
       put({ name = name, offset = 0, length = 0, rows = {}, problem = tostring(problem) })
     end
   end
+  local reader = reader_of(image, file)
   put(header_structure(image))
   for _, structure in ipairs({ extensions_structure(image) or false, backing_structure(image) or false }) do
     if structure then
       put(structure)
     end
   end
-  part("refcount table", refcount_structures, image, file, put)
-  part("L1 table", l1_structures, image, file, "", image.header.l1_table_offset, image.header.l1_size, put)
-  part("snapshot table", snapshot_structures, image, file, put)
-  part("bitmap directory", bitmap_structures, image, file, put)
+  part("refcount table", refcount_structures, image, reader, put)
+  part("L1 table", l1_structures, image, reader, "", image.header.l1_table_offset, image.header.l1_size, put)
+  part("snapshot table", snapshot_structures, image, reader, put)
+  part("bitmap directory", bitmap_structures, image, reader, put)
 end
 
 return structures
