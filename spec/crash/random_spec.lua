@@ -4,7 +4,7 @@
 local crash = require "spec.support.crash"
 local scenarios = require "spec.support.scenarios"
 
-local SEQUENCES = crash.long and 40 or 1
+local SEQUENCES = crash.long and 15 or 1
 
 for _, flavour in ipairs(scenarios.flavours()) do
   describe(("Random operations in an image of the kind '%s'"):format(flavour.name), function()
