@@ -502,7 +502,7 @@ enum qcow2_difference qcow2_compare_result(const struct qcow2_job *job, uint64_t
 
 /* What a check can find; words and meanings are in problems.def. */
 enum qcow2_problem {
-#define PROBLEM(NAME, word, severity, repairable, meaning, loss) QCOW2_PROBLEM_##NAME,
+#define PROBLEM(NAME, word, severity, repair, meaning, loss) QCOW2_PROBLEM_##NAME,
 #include "check/problems.def"
 #undef PROBLEM
 	QCOW2_PROBLEM_COUNT
@@ -515,10 +515,16 @@ enum qcow2_severity {
 	QCOW2_SEVERITY_UNREADABLE, /* the check could not look */
 };
 
+enum qcow2_repair_level {
+	QCOW2_REPAIR_NOT,   /* is not repaired */
+	QCOW2_REPAIR_SAFE,  /* is repaired where nothing is lost that anybody could read */
+	QCOW2_REPAIR_ASKED, /* is repaired, whatever that loses */
+};
+
 struct qcow2_problem_facts {
 	const char *word;
 	enum qcow2_severity severity;
-	bool repairable;
+	enum qcow2_repair_level repair; /* the level that it takes to repair all of its cases; NOT: none does */
 	const char *meaning; /* a sentence without its period */
 	const char *loss;    /* what repairing loses; "" when it cannot be repaired */
 };
@@ -574,6 +580,33 @@ const struct qcow2_check_result *qcow2_check_result(const struct qcow2_check *ch
 /* Record number `index` below result->findings; borrowed, NULL past the last. */
 const struct qcow2_finding *qcow2_check_finding(const struct qcow2_check *check, uint64_t index);
 void qcow2_check_free(struct qcow2_check *check);
+
+/* Clears the dirty and the corrupt bit. needs: a finished check of a writable store that found no corruption,
+ * and no write since. fails: `conflict` else. */
+int qcow2_check_accept(struct qcow2_check *check, struct qcow2_error *err);
+
+struct qcow2_repair;
+
+/* Which level each problem is repaired at: `leaks`, what wastes space; `all`, whatever is safe. Others are NOT. */
+void qcow2_repair_want(uint8_t wanted[QCOW2_PROBLEM_COUNT], bool leaks, bool all);
+
+/*
+ * Repairs what a check found. needs: the check is finished and outlives the repair, its image is on a writable
+ * store and was not begun; no write since the check. Counts are put right in place, or built anew and switched
+ * by one write of the header with everything else that changes; COPIED flags follow them in any case. upholds:
+ * at every instant the disk, its snapshots and bitmaps show what they showed, and a second repair finds
+ * an image that it can repair. Neither the dirty nor the corrupt bit is cleared: check again, then accept.
+ * fails: `readonly`; `conflict` when something could not be read, when leaks alone are wanted and a table cannot
+ * be followed, and when there is no room for new tables; `range`. Before the switch nothing has changed.
+ */
+int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBLEM_COUNT],
+		     struct qcow2_repair **out, struct qcow2_error *err);
+/* As qcow2_job_step; bytes are those of tables. */
+int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+/* COPIED flags that were put right, and which: records as qcow2_check_finding. */
+uint64_t qcow2_repair_flags_fixed(const struct qcow2_repair *repair);
+const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_repair *repair, uint64_t index);
+void qcow2_repair_free(struct qcow2_repair *repair);
 
 /* ---- creating ----------------------------------------------------------------------------- */
 

@@ -16,6 +16,7 @@
 #define Q2_IMAGE_CLASS "qcow2.image"
 #define Q2_JOB_CLASS "qcow2.job"
 #define Q2_CHECK_CLASS "qcow2.check"
+#define Q2_REPAIR_CLASS "qcow2.repair"
 #define Q2_TASK_CLASS "qcow2.task"
 #define Q2_VERIFY_CLASS "qcow2.verify"
 

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * Class qcow2.check: a check in steps, its result, its findings in batches. */
+ * Classes qcow2.check and qcow2.repair: a check in steps, its result, its findings in batches; its repair. */
 #include "bind/bind.h"
 
 #include <limits.h>
+#include <string.h>
 
 static struct qcow2_check *self(lua_State *L)
 {
@@ -88,13 +89,19 @@ static void set_word(lua_State *L, const char *name, const char *word)
 	lua_setfield(L, -2, name);
 }
 
+static void set_repair(lua_State *L, const struct qcow2_problem_facts *facts)
+{
+	q2_bind_set_boolean(L, "repairable", facts->repair != QCOW2_REPAIR_NOT);
+	q2_bind_set_boolean(L, "on_request", facts->repair == QCOW2_REPAIR_ASKED);
+}
+
 static void push_finding(lua_State *L, const struct qcow2_finding *finding)
 {
 	const struct qcow2_problem_facts *facts = qcow2_problem_facts(finding->problem);
 	lua_createtable(L, 0, 10);
 	set_word(L, "kind", facts->word);
 	set_word(L, "severity", severity_word(facts->severity));
-	q2_bind_set_boolean(L, "repairable", facts->repairable);
+	set_repair(L, facts);
 	q2_bind_set_integer(L, "count", finding->count);
 	set_number(L, "host_offset", finding->host_offset);
 	set_number(L, "host_length", finding->host_length);
@@ -129,6 +136,13 @@ static int l_findings(lua_State *L)
 	return 1;
 }
 
+/* check:accept(): it was found sound, so the marks that say otherwise go */
+static int l_accept(lua_State *L)
+{
+	struct qcow2_error err;
+	return q2_bind_done(L, qcow2_check_accept(self(L), &err), &err);
+}
+
 static int l_close(lua_State *L)
 {
 	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_CHECK_CLASS);
@@ -137,7 +151,102 @@ static int l_close(lua_State *L)
 	return 0;
 }
 
-/* core.problems: array of { kind=, severity=, repairable=, meaning=, loss= } */
+/* ---- repair ------------------------------------------------------------------------------------ */
+
+static struct qcow2_repair *repair_self(lua_State *L)
+{
+	return q2_bind_self(L, 1, Q2_REPAIR_CLASS);
+}
+
+/* Raises the level of every kind in field `kinds` of the table at 2. */
+static void ask_for_kinds(lua_State *L, uint8_t wanted[QCOW2_PROBLEM_COUNT])
+{
+	if (lua_getfield(L, 2, "kinds") == LUA_TNIL) {
+		lua_pop(L, 1);
+		return;
+	}
+	luaL_checktype(L, -1, LUA_TTABLE);
+	lua_Integer count = luaL_len(L, -1);
+	for (lua_Integer n = 1; n <= count; n++) {
+		lua_rawgeti(L, -1, n);
+		const char *word = lua_tostring(L, -1);
+		int i = 0;
+		while (word && i < QCOW2_PROBLEM_COUNT &&
+		       strcmp(word, qcow2_problem_facts((enum qcow2_problem)i)->word))
+			i++;
+		luaL_argcheck(L, word && i < QCOW2_PROBLEM_COUNT, 2, "kinds has a word that is no kind");
+		wanted[i] = QCOW2_REPAIR_ASKED;
+		lua_pop(L, 1);
+	}
+	lua_pop(L, 1);
+}
+
+/* core.repair(check, { leaks, all, kinds = array of words }) */
+static int l_repair(lua_State *L)
+{
+	struct qcow2_error err;
+	uint8_t wanted[QCOW2_PROBLEM_COUNT];
+	struct qcow2_check *check = self(L);
+	luaL_checktype(L, 2, LUA_TTABLE);
+	qcow2_repair_want(wanted, q2_bind_flag(L, 2, "leaks"), q2_bind_flag(L, 2, "all"));
+	ask_for_kinds(L, wanted);
+	struct q2_handle *handle = q2_bind_new(L, Q2_REPAIR_CLASS);
+	/* The check lives as long as its repair. */
+	lua_pushvalue(L, 1);
+	lua_setiuservalue(L, -2, 1);
+	int rc = qcow2_repair_new(check, wanted, (struct qcow2_repair **)&handle->object, &err);
+	return rc ? q2_bind_fail(L, &err) : 1;
+}
+
+/* done, total, whether there is more */
+static int l_repair_step(lua_State *L)
+{
+	struct qcow2_error err;
+	uint64_t done, total;
+	struct qcow2_repair *repair = repair_self(L);
+	lua_getiuservalue(L, 1, 1);
+	q2_bind_self(L, -1, Q2_CHECK_CLASS);
+	int rc = qcow2_repair_step(repair, &done, &total, &err);
+	if (rc < 0)
+		return q2_bind_fail(L, &err);
+	lua_pushinteger(L, (lua_Integer)done);
+	lua_pushinteger(L, (lua_Integer)total);
+	lua_pushboolean(L, rc);
+	return 3;
+}
+
+/* how many COPIED flags were put right */
+static int l_flags_fixed(lua_State *L)
+{
+	lua_pushinteger(L, (lua_Integer)qcow2_repair_flags_fixed(repair_self(L)));
+	return 1;
+}
+
+/* repair:findings(first, count): as those of a check, of the flags */
+static int l_repair_findings(lua_State *L)
+{
+	const struct qcow2_repair *repair = repair_self(L);
+	uint64_t first = q2_bind_unsigned(L, 2, "first"), count = q2_bind_unsigned(L, 3, "count");
+	lua_newtable(L);
+	for (uint64_t i = 0; i < count; i++) {
+		const struct qcow2_finding *finding = qcow2_repair_finding(repair, first + i);
+		if (!finding)
+			break;
+		push_finding(L, finding);
+		lua_rawseti(L, -2, (lua_Integer)i + 1);
+	}
+	return 1;
+}
+
+static int l_repair_close(lua_State *L)
+{
+	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_REPAIR_CLASS);
+	qcow2_repair_free(handle->object);
+	handle->object = NULL;
+	return 0;
+}
+
+/* core.problems: array of { kind=, severity=, repairable=, on_request=, meaning=, loss= } */
 static void push_problems(lua_State *L)
 {
 	const struct qcow2_problem_facts *facts;
@@ -146,7 +255,7 @@ static void push_problems(lua_State *L)
 		lua_createtable(L, 0, 5);
 		set_word(L, "kind", facts->word);
 		set_word(L, "severity", severity_word(facts->severity));
-		q2_bind_set_boolean(L, "repairable", facts->repairable);
+		set_repair(L, facts);
 		set_word(L, "meaning", facts->meaning);
 		set_word(L, "loss", facts->loss);
 		lua_rawseti(L, -2, i + 1);
@@ -155,14 +264,21 @@ static void push_problems(lua_State *L)
 
 void q2_bind_open_check(lua_State *L)
 {
-	static const luaL_Reg methods[] = {{"step", l_step},
-					   {"result", l_result},
-					   {"findings", l_findings},
-					   {"close", l_close},
-					   {NULL, NULL}};
+	static const luaL_Reg methods[] = {{"step", l_step},         {"result", l_result},
+					   {"findings", l_findings}, {"accept", l_accept},
+					   {"close", l_close},       {NULL, NULL}};
 	static const luaL_Reg meta[] = {{"__gc", l_close}, {"__close", l_close}, {NULL, NULL}};
-	static const luaL_Reg functions[] = {{"check", l_check}, {NULL, NULL}};
+	static const luaL_Reg functions[] = {{"check", l_check}, {"repair", l_repair}, {NULL, NULL}};
+	static const luaL_Reg repair_methods[] = {{"step", l_repair_step},
+						  {"flags_fixed", l_flags_fixed},
+						  {"findings", l_repair_findings},
+						  {"close", l_repair_close},
+						  {NULL, NULL}};
+	static const luaL_Reg repair_meta[] = {{"__gc", l_repair_close},
+					       {"__close", l_repair_close},
+					       {NULL, NULL}};
 	q2_bind_class(L, Q2_CHECK_CLASS, methods, meta);
+	q2_bind_class(L, Q2_REPAIR_CLASS, repair_methods, repair_meta);
 	luaL_setfuncs(L, functions, 0);
 	push_problems(L);
 	lua_setfield(L, -2, "problems");

@@ -23,8 +23,8 @@ enum { PASSES = sizeof passes / sizeof *passes };
 const struct qcow2_problem_facts *qcow2_problem_facts(enum qcow2_problem problem)
 {
 	static const struct qcow2_problem_facts facts[] = {
-#define PROBLEM(NAME, word, severity, repairable, meaning, loss) \
-	{word, QCOW2_SEVERITY_##severity, repairable, meaning, loss},
+#define PROBLEM(NAME, word, severity, repair, meaning, loss) \
+	{word, QCOW2_SEVERITY_##severity, QCOW2_REPAIR_##repair, meaning, loss},
 #include "check/problems.def"
 #undef PROBLEM
 	};

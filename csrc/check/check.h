@@ -30,6 +30,9 @@ struct q2_report {
 	uint64_t most;
 };
 
+/* Set in check->reftable: an earlier entry names the same block. */
+#define Q2_REFTABLE_ALIAS UINT64_C(1)
+
 /* A table of 8-byte entries that may share its place with others of its kind. */
 struct q2_table_place {
 	uint64_t at, bytes;
@@ -156,6 +159,21 @@ typedef int q2_unit_work(struct qcow2_check *check, struct q2_hand *hand, size_t
 			 struct q2_report *report, struct qcow2_error *err);
 int q2_sweep_units(struct qcow2_check *check, q2_unit_work *work, size_t first, size_t count,
 		   struct qcow2_error *err);
+
+/* ---- records (side.c) ---- */
+
+struct q2_bitmap_record;
+
+/* Bits of a bitmap table entry that must be zero; bit 0 as well where there is an offset. */
+#define Q2_BITMAP_RESERVED 0xff000000000001feull
+#define Q2_BITMAP_FLAGS_KNOWN (Q2_BITMAP_IN_USE | Q2_BITMAP_AUTO | Q2_BITMAP_EXTRA_COMPATIBLE)
+
+/* The header extension of that type, NULL when there is none. */
+const struct q2_extension *q2_side_extension(const struct qcow2_check *check, uint32_t type);
+
+/* Can an entry of the bitmap directory, of a bitmap table say that? */
+bool q2_side_bitmap_possible(const struct qcow2_check *check, const struct q2_bitmap_record *record);
+bool q2_side_bits_possible(const struct qcow2_check *check, uint64_t entry);
 
 /* ---- passes: each gives *more = call again ---- */
 

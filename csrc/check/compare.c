@@ -8,8 +8,6 @@
 
 /* Units handed to the threads at once. */
 #define UNITS 32u
-/* Set in check->reftable: an earlier entry names the same block. */
-#define ALIAS UINT64_C(1)
 
 /* ---- refcount table ---------------------------------------------------------------------------- */
 
@@ -82,7 +80,7 @@ static int find_aliases(struct qcow2_check *check, struct qcow2_error *err)
 		if (list[i].block != list[i - 1].block)
 			continue;
 		judge_reftable(check, list[i].index, list[i].block, QCOW2_PROBLEM_REFBLOCK_SHARED);
-		table[list[i].index] |= ALIAS;
+		table[list[i].index] |= Q2_REFTABLE_ALIAS;
 	}
 	return 0;
 }
@@ -141,7 +139,7 @@ int q2_compare_reftable(struct qcow2_check *check, bool *more, struct qcow2_erro
 	if (!rc)
 		rc = find_aliases(check, err);
 	for (uint32_t i = 0; !rc && i < check->reftable_entries; i++) {
-		if (!check->reftable[i] || (check->reftable[i] & ALIAS))
+		if (!check->reftable[i] || (check->reftable[i] & Q2_REFTABLE_ALIAS))
 			continue;
 		rc = q2_sweep_count(check, check->reftable[i], g->cluster_size,
 				    q2_census_word(Q2_OWNER_REFBLOCK, 0, 1), err);
@@ -339,7 +337,7 @@ static bool may_read(struct qcow2_check *check, uint64_t block, struct q2_report
 {
 	uint32_t cluster_size = check->geo->cluster_size;
 	bool may = true;
-	if (!(block & ALIAS))
+	if (!(block & Q2_REFTABLE_ALIAS))
 		return true;
 	pthread_mutex_lock(&check->lock);
 	may = check->aliased >= cluster_size;
@@ -362,7 +360,7 @@ static int compare_block(struct bench *bench, struct q2_hand *hand, uint64_t ind
 	int rc = 0;
 	if (block && !may_read(check, block, bench->report))
 		return 0;
-	block &= ~ALIAS;
+	block &= ~Q2_REFTABLE_ALIAS;
 	if (block) {
 		bool unread;
 		q2_scan_over(scan, check, block, q2_min(g->cluster_size, check->file_length - block));

@@ -5,9 +5,6 @@
 #include "base/be.h"
 #include "format/record.h"
 
-/* Bits of a bitmap table entry that must be zero; bit 0 as well where there is an offset. */
-#define BITMAP_RESERVED 0xff000000000001feull
-#define BITMAP_FLAGS_KNOWN (Q2_BITMAP_IN_USE | Q2_BITMAP_AUTO | Q2_BITMAP_EXTRA_COMPATIBLE)
 /* From a record's start: all of its fixed part, and the extra data's fields that are judged. */
 enum { RECORD_HEAD = 64 };
 
@@ -16,8 +13,7 @@ static void add(struct qcow2_check *check, struct qcow2_finding finding)
 	q2_report_add(&check->report, &finding);
 }
 
-/* The extension of that type, NULL when there is none. */
-static const struct q2_extension *extension(const struct qcow2_check *check, uint32_t type)
+const struct q2_extension *q2_side_extension(const struct qcow2_check *check, uint32_t type)
 {
 	const struct q2_vec *vec = &check->image->extensions;
 	for (size_t i = 0; i < vec->count; i++) {
@@ -34,7 +30,7 @@ static int count_crypto(struct qcow2_check *check, struct qcow2_error *err)
 {
 	if (check->header->crypt_method != Q2_CRYPT_LUKS)
 		return 0;
-	const struct q2_extension *e = extension(check, (uint32_t)Q2_EXT_ENCRYPTION);
+	const struct q2_extension *e = q2_side_extension(check, (uint32_t)Q2_EXT_ENCRYPTION);
 	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_CRYPTO_OUTSIDE);
 	if (!e || e->length < 16) {
 		add(check, finding);
@@ -139,8 +135,15 @@ int q2_side_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error 
 	const struct qcow2_header *h = check->header;
 	uint64_t at = h->snapshots_offset;
 	uint32_t index = 0;
-	if (!h->nb_snapshots)
+	if (!h->nb_snapshots) {
+		/* Nothing is there, but QEMU opens no image that says so in this way. */
+		if (!q2_is_aligned(at, check->geo->cluster_size) || at > INT64_MAX) {
+			struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_SNAPSHOT_TABLE);
+			finding.host_offset = at;
+			add(check, finding);
+		}
 		return 0;
+	}
 	if (check->geo->external_data)
 		add(check, q2_report_blank(QCOW2_PROBLEM_SNAPSHOT_DATA_FILE));
 	bool fits = q2_sweep_fits(check, at, Q2_SNAPSHOT_FIXED);
@@ -185,15 +188,25 @@ static int broken_directory(struct qcow2_check *check, uint64_t index, uint64_t 
 	return 0;
 }
 
+bool q2_side_bitmap_possible(const struct qcow2_check *check, const struct q2_bitmap_record *r)
+{
+	if (r->granularity_bits < 9 || r->granularity_bits > 31 || !r->name_length ||
+	    r->name_length > Q2_MAX_BITMAP_NAME || (r->flags & ~Q2_BITMAP_FLAGS_KNOWN) ||
+	    r->table_entries > Q2_MAX_BITMAP_TABLE || r->type != 1)
+		return false;
+	/* QEMU opens no image with a bitmap of another length than the disk's, unless it is inconsistent anyway. */
+	uint64_t bits = q2_div_up(check->header->size, 1ull << r->granularity_bits);
+	uint64_t entries = q2_div_up(q2_div_up(bits, 8), check->geo->cluster_size);
+	return r->table_entries == entries || (r->flags & Q2_BITMAP_IN_USE);
+}
+
 static int judge_bitmap(struct qcow2_check *check, uint32_t index, uint64_t at,
 			const struct q2_bitmap_record *r, struct q2_vec *tables, struct qcow2_error *err)
 {
 	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_ENTRY);
 	finding.index = index;
 	finding.entry_offset = at;
-	if (r->granularity_bits < 9 || r->granularity_bits > 31 || !r->name_length ||
-	    r->name_length > Q2_MAX_BITMAP_NAME || (r->flags & ~BITMAP_FLAGS_KNOWN) ||
-	    r->table_entries > Q2_MAX_BITMAP_TABLE || (!r->table_entries && check->header->size))
+	if (!q2_side_bitmap_possible(check, r))
 		add(check, finding);
 	/* The bitmaps that a writer keeps in memory are marked by its own doing. */
 	if ((r->flags & Q2_BITMAP_IN_USE) && !check->image->begun) {
@@ -241,6 +254,12 @@ static int read_directory(struct qcow2_check *check, const struct q2_bitmaps_ext
 	return 0;
 }
 
+bool q2_side_bits_possible(const struct qcow2_check *check, uint64_t entry)
+{
+	uint64_t host = entry & Q2_OFFSET_MASK;
+	return !(entry & Q2_BITMAP_RESERVED) && (!host || (!(entry & 1) && q2_sweep_fits(check, host, 1)));
+}
+
 /* The entries of a piece of a bitmap table. */
 static int judge_bitmap_entries(struct qcow2_check *check, const struct q2_stretch *stretch, uint64_t at,
 				const uint8_t *bytes, uint64_t length, struct qcow2_error *err)
@@ -249,9 +268,9 @@ static int judge_bitmap_entries(struct qcow2_check *check, const struct q2_stret
 	uint32_t word = q2_census_word(Q2_OWNER_BITMAP_DATA, 0, stretch->times);
 	for (uint64_t i = 0; i + 8 <= length; i += 8) {
 		uint64_t entry = q2_load64(bytes + i), host = entry & Q2_OFFSET_MASK;
-		if (!host && !(entry & BITMAP_RESERVED))
+		if (!host && !(entry & Q2_BITMAP_RESERVED))
 			continue;
-		if ((entry & BITMAP_RESERVED) || (host && (entry & 1)) || !q2_sweep_fits(check, host, 1)) {
+		if (!q2_side_bits_possible(check, entry)) {
 			struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_TABLE_ENTRY);
 			finding.index = stretch->owner;
 			finding.entry = entry;
@@ -299,7 +318,7 @@ static int follow_bitmaps(struct qcow2_check *check, struct q2_vec *tables, stru
 int q2_side_bitmaps(struct qcow2_check *check, bool *more, struct qcow2_error *err)
 {
 	(void)more;
-	const struct q2_extension *e = extension(check, (uint32_t)Q2_EXT_BITMAPS);
+	const struct q2_extension *e = q2_side_extension(check, (uint32_t)Q2_EXT_BITMAPS);
 	struct q2_bitmaps_ext ext;
 	if (!e)
 		return 0;

@@ -259,11 +259,11 @@ static void report_entry(struct eye *eye, enum qcow2_problem problem, uint64_t i
 	q2_report_add(eye->report, &finding);
 }
 
-/* Counts the clusters of [at, at + length) that the file has. */
+/* Counts the clusters of [at, at + length) that the file has, if only a part of. */
 static void count_bytes(struct eye *eye, uint64_t at, uint64_t length, uint32_t word)
 {
 	unsigned bits = eye->check->geo->cluster_bits;
-	uint64_t end = q2_min(at + length, eye->check->file_length);
+	uint64_t end = q2_min(at + length, q2_round_up(eye->check->file_length, 1ull << bits));
 	if (at < end)
 		count_clusters(eye, at >> bits, (uint32_t)(((end - 1) >> bits) - (at >> bits) + 1), word);
 }

@@ -116,7 +116,8 @@ function image.open(path, given, hidden)
     raw.close(self)
     return view, message, kind, errno
   end
-  if mode == "rw" then
+  -- A damaged image is opened for its repair alone.
+  if mode == "rw" and not o.damaged then
     local ok, message
     ok, message, kind, errno = image.begin(self, state)
     if not ok then
@@ -466,17 +467,31 @@ end
 
 -- ---- writing: lua/qcow2/change.lua adds what changes an image -----------------------------------
 
+local DIRTY, CORRUPT = 1, 2
+
+-- Was the image merely not closed, so that its counts can be put right before it is written to?
+local function only_dirty(self)
+  local header = raw.header_fields(self)
+  return header and header.incompatible_features & (DIRTY | CORRUPT) == DIRTY and header.crypt_method == 0
+end
+
 -- Makes the image writable: its data file has to be there, its backing file only once bytes of it are needed. With
--- data_file = false the tables alone can be changed.
+-- data_file = false the tables alone can be changed. An image that was not closed is repaired first.
 function image.begin(self, state)
-  if state.data_file == false then
-    return raw.begin_tables(self)
+  local begin = state.data_file == false and raw.begin_tables or raw.begin
+  if begin == raw.begin then
+    local ok, message, kind, errno = attach_data(self, state)
+    if not ok then
+      return nil, message, kind, errno
+    end
   end
-  local ok, message, kind, errno = attach_data(self, state)
-  if ok then
-    ok, message, kind, errno = raw.begin(self)
+  if only_dirty(self) then
+    local ok, message, kind, errno = require("qcow2.check").mend_dirty(self)
+    if not ok then
+      return nil, message, kind, errno
+    end
   end
-  return ok, message, kind, errno
+  return begin(self)
 end
 
 function methods:close()

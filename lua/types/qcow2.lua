@@ -30,7 +30,7 @@
 ---@field backing_format? "qcow2"|"raw"
 ---@field snapshot? string               open the disk as this internal snapshot (id or name) has it, read-only
 ---@field force_share? boolean           take no locks, refuse nobody (read-only)
----@field damaged? boolean               open it even when its tables lie outside the file or nowhere: for `img:check()`
+---@field damaged? boolean               open it even when its tables lie outside the file or nowhere: for `img:check()` and `img:repair()`
 
 ---@class qcow2
 ---@field _VERSION string
@@ -353,6 +353,15 @@ function image:bitmap(name) end
 ---@return qcow2.check_report? report, string? message, qcow2.kind? kind, integer? errno
 function image:check(options) end
 
+---Repairs the image and checks it again. It has to be open with mode = "rw"; a damaged one with damaged = true too,
+---then it can be repaired and nothing else. `leaks`: what wastes space. `all`: everything that can be repaired
+---without a loss. `kinds`: these, whatever that loses (`qcow2.problems[kind].loss`). Counts and flags follow whatever
+---is repaired. The disk, its snapshots and its bitmaps show the same at every instant, and a crash leaves an image
+---that can be repaired again.
+---@param options {leaks?:boolean, all?:boolean, kinds?:string[], most?:integer, threads?:integer, progress?:fun(done:integer, total:integer)}
+---@return qcow2.repair_report? report, string? message, qcow2.kind? kind, integer? errno
+function image:repair(options) end
+
 ---Stores another backing name and format by one switch of the header; nil: none. Nothing is opened or compared.
 ---@param name? string
 ---@param format? "qcow2"|"raw"   required with a name
@@ -503,6 +512,7 @@ function image:close() end
 ---@field kind string
 ---@field severity "corruption"|"leak"|"note"|"unreadable"
 ---@field repairable boolean
+---@field on_request boolean     repairing it, or some of it, loses something: it has to be named in `kinds`
 ---@field meaning string
 ---@field loss string           what repairing it loses; "" when it cannot be repaired
 
@@ -537,6 +547,12 @@ function image:close() end
 ---@field allocated_clusters integer
 ---@field fragmented_clusters integer
 ---@field compressed_clusters integer
+
+---What is left after a repair, and what is not.
+---@class qcow2.repair_report: qcow2.check_report
+---@field repaired qcow2.finding[]     what was found and is gone
+---@field leaks_fixed integer          clusters
+---@field corruptions_fixed integer
 
 ---@class qcow2.header   every field of the specification's header under its name there
 ---@class qcow2.extension

@@ -1,0 +1,469 @@
+/* SPDX-License-Identifier: MIT
+ * A repair as a job: its passes in order, the clusters that it takes, the switch, and the public face. */
+#include "check/repair.h"
+
+#include "image/head.h"
+
+#include "base/be.h"
+
+#include <string.h>
+#include <time.h>
+
+#define STEP_NSEC 100000000u
+#define SECTOR ((uint64_t)512)
+/* Tables may be read so often: whole three times, and a little more. */
+#define READS 4u
+#define READ_LEAST (UINT64_C(256) << 20)
+/* Clusters behind the file that may be taken, beside twice the file's own. */
+#define ROOM (UINT64_C(8) << 20)
+
+/* ---- clusters ---------------------------------------------------------------------------------- */
+
+bool q2_repair_overlaps(const struct qcow2_repair *repair, uint64_t at, uint64_t length)
+{
+	unsigned bits = repair->geo->cluster_bits;
+	uint64_t end = q2_min(((at + length - 1) >> bits) + 1, repair->file_clusters);
+	for (uint64_t c = at >> bits; c < end; c++)
+		if (q2_census_get(&repair->check->census, c) & Q2_WORD_OVERLAP)
+			return true;
+	return false;
+}
+
+/* Adds the word to the clusters of [at, at + length). */
+static int add(struct qcow2_repair *repair, uint64_t at, uint64_t length, uint32_t word,
+	       struct qcow2_error *err)
+{
+	unsigned bits = repair->geo->cluster_bits;
+	uint64_t first = at >> bits, clusters = repair->will.clusters;
+	if (!length || first >= clusters)
+		return 0;
+	uint64_t last = q2_min((at + length - 1) >> bits, clusters - 1);
+	return q2_census_add(&repair->will, first, last - first + 1, word, err);
+}
+
+int q2_repair_refer(struct qcow2_repair *repair, uint64_t at, uint64_t length, uint64_t times,
+		    struct qcow2_error *err)
+{
+	return add(repair, at, length, q2_census_word(Q2_OWNER_DATA, 0, times), err);
+}
+
+void q2_repair_keep_out(struct qcow2_repair *repair, uint64_t at)
+{
+	repair->limit = q2_min(repair->limit, q2_max(at >> repair->geo->cluster_bits, repair->file_clusters));
+}
+
+int q2_repair_leave(struct qcow2_repair *repair, uint64_t at, uint64_t length, struct qcow2_error *err)
+{
+	uint32_t cluster_size = repair->geo->cluster_size;
+	int rc = 0;
+	for (uint64_t pos = q2_round_down(at, cluster_size); !rc && pos < at + length; pos += cluster_size)
+		if (!q2_repair_overlaps(repair, pos, cluster_size))
+			rc = add(repair, pos, cluster_size, q2_census_word(Q2_OWNER_DATA, Q2_WORD_GONE, 0),
+				 err);
+	return rc;
+}
+
+static bool is_free(const struct qcow2_repair *repair, uint64_t cluster)
+{
+	/* What reaches a cluster through a table that cannot be followed is not known. */
+	if (cluster < repair->file_clusters &&
+	    (repair->check->report.sum.incomplete || q2_census_get(&repair->check->census, cluster)))
+		return false;
+	return !q2_census_get(&repair->will, cluster);
+}
+
+int q2_repair_take(struct qcow2_repair *repair, uint64_t bytes, uint64_t refs, uint64_t *at,
+		   struct qcow2_error *err)
+{
+	unsigned bits = repair->geo->cluster_bits;
+	uint64_t want = q2_div_up(bytes, repair->geo->cluster_size), run = 0, c = repair->cursor;
+	/* The census answers only for what it has sorted in; a look ahead never comes back to what was taken. */
+	for (; run < want && c < repair->limit; c++)
+		run = is_free(repair, c) ? run + 1 : 0;
+	if (run < want)
+		return q2_error_set(
+			err, QCOW2_E_CONFLICT, c << bits,
+			"There is no room for new tables: the file must not grow over the place of a "
+			"table that lies outside it (repairs that lose something have to be asked for)");
+	repair->cursor = c;
+	repair->end = q2_max(repair->end, c);
+	*at = (c - want) << bits;
+	return add(repair, *at, want << bits, q2_census_word(Q2_OWNER_DATA, Q2_WORD_FRESH, refs), err);
+}
+
+int q2_repair_write(struct qcow2_repair *repair, uint64_t at, const void *bytes, uint64_t length,
+		    struct qcow2_error *err)
+{
+	repair->image->meta.unsynced = true;
+	return qcow2_store_write(repair->store, at, bytes, length, err);
+}
+
+int q2_repair_write_changes(struct qcow2_repair *repair, uint64_t at, const uint8_t *old,
+			    const uint8_t *bytes, uint64_t length, struct qcow2_error *err)
+{
+	uint64_t from = 0, to = 0; /* changed, not yet written */
+	int rc = 0;
+	for (uint64_t pos = 0, next; !rc && pos < length; pos = next) {
+		next = q2_min(q2_round_down(at + pos, SECTOR) + SECTOR - at, length);
+		if (!memcmp(old + pos, bytes + pos, next - pos))
+			continue;
+		if (pos != to) {
+			rc = to > from ? q2_repair_write(repair, at + from, bytes + from, to - from, err) : 0;
+			from = pos;
+		}
+		to = next;
+	}
+	return rc || to == from ? rc : q2_repair_write(repair, at + from, bytes + from, to - from, err);
+}
+
+int q2_repair_spend(struct qcow2_repair *repair, uint64_t bytes, struct qcow2_error *err)
+{
+	if (bytes > repair->read_budget)
+		return q2_error_set(
+			err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+			"Too many tables share their place with others to be repaired one by one");
+	repair->read_budget -= bytes;
+	return 0;
+}
+
+/* ---- passes of this file ----------------------------------------------------------------------- */
+
+static int extend_data_file(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+{
+	(void)more;
+	struct qcow2_store *data = repair->image->data;
+	if (!repair->check->report.sum.found[QCOW2_PROBLEM_DATA_FILE_SHORT] ||
+	    !q2_repair_wants(repair, QCOW2_PROBLEM_DATA_FILE_SHORT) || !data)
+		return 0;
+	if (!qcow2_store_writable(data))
+		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET,
+				    "The external data file was opened read-only");
+	int rc = qcow2_store_resize(data, repair->check->header->size, err);
+	return rc ? rc : qcow2_store_flush(data, err);
+}
+
+/* Gives everything that several claim a place of its own, with the bytes that its entries show now. */
+int q2_repair_place_moves(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = repair->geo;
+	(void)more;
+	for (size_t i = 0; i < repair->moves.count && repair->beside; i++) {
+		struct q2_move *move = (struct q2_move *)repair->moves.items + i;
+		uint64_t from = move->key, clusters = 1;
+		if (move->key & Q2_COMPRESSED) {
+			struct q2_entry e = q2_entry_decode(g, move->key, 0);
+			from = q2_round_down(e.host.v, g->cluster_size);
+			clusters = q2_div_up(e.host.v + e.host_length - from, g->cluster_size);
+		}
+		int rc = q2_repair_take(repair, clusters << g->cluster_bits, move->refs, &move->fresh, err);
+		for (uint64_t n = 0; !rc && n < clusters; n++) {
+			uint64_t done = n << g->cluster_bits;
+			if (move->key == Q2_MOVE_ZEROS)
+				memset(repair->table, 0, g->cluster_size);
+			else
+				rc = qcow2_store_read(repair->store, from + done, repair->table,
+						      g->cluster_size, err);
+			if (!rc)
+				rc = q2_repair_write(repair, move->fresh + done, repair->table,
+						     g->cluster_size, err);
+		}
+		if (rc)
+			return rc;
+	}
+	return q2_census_settle(&repair->will, err);
+}
+
+/* The header with another bitmap directory, or none. */
+static int store_directory(struct qcow2_repair *repair, struct qcow2_error *err)
+{
+	struct qcow2_image *image = repair->image;
+	uint32_t count = (uint32_t)repair->bitmaps.count;
+	struct q2_head head;
+	uint8_t ext[24] = {0};
+	q2_store32(ext, count);
+	q2_store64(ext + 8, repair->directory.count);
+	q2_store64(ext + 16, repair->directory_at);
+	if (!count)
+		image->meta.header.autoclear_features &= ~(uint64_t)Q2_AUTOCLEAR_BITMAPS;
+	int rc = q2_head_load(image, &head, err);
+	if (!rc)
+		rc = q2_head_set(&head, (uint32_t)Q2_EXT_BITMAPS, count ? ext : NULL, sizeof ext, err);
+	if (!rc)
+		rc = q2_head_store(image, &head, err);
+	q2_head_free(&head);
+	return rc;
+}
+
+/* The image in memory knows nothing of its tables any more. */
+static int reload(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	q2_cache_drop(&meta->cache);
+	free(q2_take(&meta->reftable));
+	meta->reftable_entries = 0;
+	q2_map_free(&image->map);
+	image->map = (struct q2_map){.meta = meta,
+				     .l1_offset = meta->header.l1_table_offset,
+				     .l1_entries = meta->header.l1_size,
+				     .size = meta->header.size};
+	free(q2_take(&image->snapshot_table));
+	q2_vec_free(&image->snapshots);
+	image->snapshots_loaded = false;
+	q2_image_forget_bitmaps(image);
+	image->expanded_host = UINT64_MAX;
+	q2_header_geometry(&meta->header, &meta->geo);
+	int rc = qcow2_store_length(image->store, &meta->file_length, err);
+	return rc ? rc : q2_image_reload_head(image, err);
+}
+
+static int switch_over(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &repair->image->meta;
+	const struct qcow2_header saved = meta->header;
+	uint64_t length;
+	int rc = 0;
+	(void)more;
+	if (!repair->beside)
+		return reload(repair->image, err);
+	rc = qcow2_store_length(repair->store, &length, err);
+	if (!rc && length < repair->reach) {
+		meta->unsynced = true;
+		rc = qcow2_store_resize(repair->store, repair->reach, err);
+	}
+	if (!rc)
+		rc = q2_commit_barrier(meta, err);
+	if (rc)
+		return rc;
+	meta->header = repair->header;
+	meta->header.autoclear_features &= Q2_AUTOCLEAR_KNOWN;
+	rc = repair->bitmaps_change ? store_directory(repair, err) : q2_commit_header(meta, err);
+	if (rc) {
+		meta->header = saved;
+		return rc;
+	}
+	return reload(repair->image, err);
+}
+
+/* The host gets the space of leaked clusters back, if it wants it. needs: nothing on disk reaches them any more. */
+static int give_back(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+{
+	const struct qcow2_finding *list = repair->check->report.findings.items;
+	unsigned bits = repair->geo->cluster_bits;
+	(void)more;
+	(void)err;
+	if (!repair->lower || repair->incomplete || qcow2_store_is_device(repair->store))
+		return 0;
+	for (size_t i = 0; i < repair->check->report.findings.count; i++) {
+		if (list[i].problem != QCOW2_PROBLEM_LEAK || list[i].references)
+			continue;
+		uint64_t c = list[i].host_offset >> bits, end = c + list[i].count;
+		while (c < end) {
+			uint64_t start = c;
+			while (c < end && !q2_census_get(&repair->will, c))
+				c++;
+			/* The repair is done; a host that keeps the space is no reason to call it failed. */
+			if (c > start &&
+			    qcow2_store_punch(repair->store, start << bits, (c - start) << bits, NULL))
+				return 0;
+			c += c == start;
+		}
+	}
+	return 0;
+}
+
+/* ---- the job ----------------------------------------------------------------------------------- */
+
+static q2_repair_pass *const passes[] = {
+	extend_data_file,
+	/* What there will be. */
+	q2_repair_plan_side,
+	q2_repair_plan_l1,
+	q2_repair_plan_l2,
+	q2_repair_choose_order,
+	q2_repair_survey,
+	q2_repair_survey_l1,
+	q2_repair_survey_counts,
+	/* In place. */
+	q2_repair_raise,
+	q2_repair_write_entries,
+	q2_repair_lower,
+	/* Beside. */
+	q2_repair_place_moves,
+	q2_repair_place_l2,
+	q2_repair_place_l1,
+	q2_repair_place_side,
+	q2_repair_build_counts,
+	switch_over,
+	give_back,
+};
+enum { PASSES = sizeof passes / sizeof *passes };
+
+void qcow2_repair_want(uint8_t wanted[QCOW2_PROBLEM_COUNT], bool leaks, bool all)
+{
+	memset(wanted, QCOW2_REPAIR_NOT, QCOW2_PROBLEM_COUNT);
+	for (unsigned i = 0; all && i < QCOW2_PROBLEM_COUNT; i++)
+		if (qcow2_problem_facts((enum qcow2_problem)i)->repair != QCOW2_REPAIR_NOT)
+			wanted[i] = QCOW2_REPAIR_SAFE;
+	if (leaks)
+		wanted[QCOW2_PROBLEM_LEAK] = wanted[QCOW2_PROBLEM_BITMAPS_STALE] = QCOW2_REPAIR_SAFE;
+}
+
+static int refuse(const struct qcow2_check *check, const uint8_t *wanted, struct qcow2_error *err)
+{
+	const struct qcow2_check_result *sum = &check->report.sum;
+	if (!qcow2_store_writable(check->store) || check->image->begun)
+		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET,
+				    check->image->begun
+					    ? "An image that is being written to cannot be repaired"
+					    : "The image was opened read-only");
+	if (sum->unreadable)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "Some structures could not be read, so nothing can be repaired");
+	if (sum->incomplete && sum->leaks && wanted[QCOW2_PROBLEM_LEAK] &&
+	    !wanted[QCOW2_PROBLEM_REFCOUNT_LOW])
+		return q2_error_set(
+			err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+			"A table of the image cannot be followed, so clusters may only seem to be "
+			"leaked: they cannot be repaired alone");
+	return 0;
+}
+
+static int prepare(struct qcow2_repair *repair, struct qcow2_error *err)
+{
+	uint64_t spent, clusters = repair->file_clusters;
+	int rc = qcow2_store_allocated(repair->store, &spent, err);
+	if (rc)
+		return rc;
+	uint64_t real = q2_min(clusters, q2_div_up(spent, repair->geo->cluster_size));
+	repair->read_budget = READS * spent + READ_LEAST;
+	rc = q2_census_init(&repair->will, 3 * clusters + ROOM, real, err);
+	if (rc)
+		return rc;
+	repair->limit = repair->will.clusters;
+	repair->buffer = q2_new_pages(q2_max(Q2_PIECE, repair->geo->cluster_size));
+	repair->table = q2_new_pages(repair->geo->cluster_size);
+	return repair->buffer && repair->table ? 0 : q2_error_nomem(err);
+}
+
+int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBLEM_COUNT],
+		     struct qcow2_repair **out, struct qcow2_error *err)
+{
+	int rc = refuse(check, wanted, err);
+	if (rc)
+		return q2_image_blame(check->image, rc, err);
+	struct qcow2_repair *repair = q2_new(1, sizeof *repair);
+	if (!repair)
+		return q2_error_nomem(err);
+	repair->check = check;
+	repair->image = check->image;
+	repair->store = check->store;
+	repair->geo = check->geo;
+	repair->header = *check->header;
+	memcpy(repair->wanted, wanted, sizeof repair->wanted);
+	repair->raise = q2_repair_wants(repair, QCOW2_PROBLEM_REFCOUNT_LOW);
+	repair->lower = q2_repair_wants(repair, QCOW2_PROBLEM_LEAK);
+	repair->apart = check->report.sum.found[QCOW2_PROBLEM_OVERLAP] &&
+			q2_repair_wants(repair, QCOW2_PROBLEM_OVERLAP);
+	repair->file_clusters = repair->end = check->census.clusters;
+	repair->cursor = check->report.sum.incomplete ? repair->file_clusters : 1;
+	repair->copied.most = check->report.most;
+	repair->total = 3 * ((uint64_t)check->l2.count << check->geo->cluster_bits);
+	rc = prepare(repair, err);
+	if (rc) {
+		qcow2_repair_free(repair);
+		return rc;
+	}
+	*out = repair;
+	return 0;
+}
+
+static uint64_t now(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *total, struct qcow2_error *err)
+{
+	uint64_t deadline = now() + STEP_NSEC;
+	while (repair->pass < PASSES && !repair->failure.code) {
+		bool more = false;
+		struct qcow2_error failure;
+		int rc = passes[repair->pass](repair, &more, &failure);
+		if (rc) {
+			q2_image_blame(repair->image, rc, &failure);
+			repair->failure = failure;
+			break;
+		}
+		if (!more) {
+			repair->pass++;
+			repair->position = 0;
+			repair->end =
+				q2_max(repair->end, q2_div_up(repair->reach, repair->geo->cluster_size));
+		}
+		if (now() >= deadline)
+			break;
+	}
+	if (repair->failure.code) {
+		if (err)
+			*err = repair->failure;
+		return repair->failure.code;
+	}
+	*done = repair->pass == PASSES ? repair->total : q2_min(repair->done, repair->total);
+	*total = repair->total;
+	return repair->pass < PASSES;
+}
+
+uint64_t qcow2_repair_flags_fixed(const struct qcow2_repair *repair)
+{
+	return repair->copied.sum.found[QCOW2_PROBLEM_COPIED_L2] +
+	       repair->copied.sum.found[QCOW2_PROBLEM_COPIED_DATA];
+}
+
+const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_repair *repair, uint64_t index)
+{
+	return index < repair->copied.findings.count
+		       ? (const struct qcow2_finding *)repair->copied.findings.items + index
+		       : NULL;
+}
+
+void qcow2_repair_free(struct qcow2_repair *repair)
+{
+	if (!repair)
+		return;
+	q2_census_free(&repair->will);
+	q2_vec_free(&repair->moves);
+	q2_vec_free(&repair->snapshot_table);
+	q2_vec_free(&repair->snapshots);
+	q2_vec_free(&repair->directory);
+	q2_vec_free(&repair->bitmaps);
+	q2_vec_free(&repair->copied.findings);
+	free(repair->l1);
+	free(repair->l1_extra);
+	free(repair->l2_fresh);
+	free(repair->buffer);
+	free(repair->table);
+	free(repair);
+}
+
+int qcow2_check_accept(struct qcow2_check *check, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &check->image->meta;
+	const struct qcow2_check_result *sum = &check->report.sum;
+	uint64_t marks = Q2_INCOMPATIBLE_DIRTY | Q2_INCOMPATIBLE_CORRUPT;
+	if (sum->corruptions || sum->unreadable || check->image->begun || !qcow2_store_writable(check->store))
+		return q2_image_blame(check->image,
+				      q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+						   "The image is not sound, or not there to be written to"),
+				      err);
+	if (!(meta->header.incompatible_features & marks))
+		return 0;
+	int rc = q2_commit_barrier(meta, err);
+	if (!rc) {
+		meta->header.incompatible_features &= ~marks;
+		meta->header.autoclear_features &= Q2_AUTOCLEAR_KNOWN;
+		rc = q2_commit_header(meta, err);
+	}
+	return rc ? q2_image_blame(check->image, rc, err) : 0;
+}

@@ -1,0 +1,402 @@
+-- SPDX-License-Identifier: MIT
+-- One damage a spec: repaired without a loss, then with what has to be asked for; sound by ours and by qemu-img, and
+-- everything that could be read before reads the same.
+
+local damages = require "spec.support.damages"
+local forge = require "spec.support.forge"
+local mending = require "spec.support.mending"
+local poke = require "spec.support.poke"
+local qcow2 = require "qcow2"
+local qemu = require "spec.support.qemu"
+local random = require "spec.support.random"
+local sh = require "spec.support.sh"
+local tmp = require "spec.support.tmp"
+
+local CLUSTER, L1, L2, DATA, COPIED = damages.CLUSTER, damages.L1, damages.L2, damages.DATA, damages.COPIED
+local two, refcount_at = damages.two, damages.refcount_at
+
+-- What "all" leaves, and what is left even when it is asked for (the second is {} when nothing is said).
+local left = {
+  ["an L1 table behind the end of the file"] = { { "l1-outside", "leak" }, { "l1-outside", "leak" } },
+  ["an encryption header behind the end of the file"] = { { "crypto-outside" }, { "crypto-outside" } },
+  ["an encrypted image without an encryption header"] = { { "crypto-outside" }, { "crypto-outside" } },
+  ["an L1 entry between two clusters"] = { { "l2-unaligned", "leak" } },
+  ["an L1 entry behind the end of the file"] = { { "l2-outside", "leak" } },
+  ["an L2 entry between two clusters"] = { { "data-unaligned" } },
+  ["compressed sectors that lie behind the file"] = { { "compressed-outside" } },
+  ["a compressed cluster beside a data file"] = { { "compressed-data-file" } },
+  ["an entry for another place in the data file"] = { { "data-file-offset" } },
+  ["an entry between two clusters of the data file"] = { { "data-unaligned" } },
+  ["an emptied overlay whose data file still has data"] = { { "data-file-stale" }, { "data-file-stale" } },
+  ["a long data file"] = { { "data-file-long" }, { "data-file-long" } },
+  ["a data file that is gone"] = { { "data-file-unseen" }, { "data-file-unseen" } },
+  ["a snapshot whose L1 table lies between two clusters"] = { { "snapshot-l1-unaligned", "leak" } },
+  ["a snapshot whose L1 table lies behind the end of the file"] = { { "l1-outside", "leak" } },
+  ["a snapshot with too many L1 entries"] = { { "snapshot-l1-size", "leak" } },
+  ["a snapshot beside a data file"] = { { "snapshot-data-file" }, { "snapshot-data-file" } },
+  ["a bitmap in use"] = { { "bitmap-in-use" } },
+}
+
+-- What the guest reads there is what was lost: the repair brings it back.
+local BROUGHT_BACK = "COPIED lost for guest cluster 0 of the data file"
+
+local function words(list)
+  table.sort(list)
+  return table.concat(list, " ")
+end
+
+local function found_words(report)
+  local list = {}
+  for kind in pairs(report.found) do list[#list + 1] = kind end
+  return words(list)
+end
+
+local function contents(path)
+  local img <close> = assert(qcow2.open(path, { damaged = true }))
+  return mending.contents(img)
+end
+
+local function repair(path, want)
+  local img <close> = assert(qcow2.open(path, { damaged = true, mode = "rw" }))
+  return assert(img:repair(want))
+end
+
+-- What qemu-img says of an image that has nothing but notes.
+local function ask_qemu(path)
+  local judged = qemu.img({ "check", "-f", "qcow2", path }, { cwd = path:match("^(.*)/") })
+  assert.are.equal(0, judged.code, judged.stdout .. judged.stderr)
+end
+
+describe("A repair of", function()
+  local dir
+  lazy_setup(function() dir = tmp.dir() end)
+  lazy_teardown(function() tmp.remove(dir) end)
+
+  for number, damage in ipairs(damages.list) do
+    local title, recipe, found = table.unpack(damage, 1, 3)
+    local kept, kept_asked = table.unpack(left[title] or {}, 1, 2)
+    it(title, function()
+      local path = ("%s/%d.qcow2"):format(dir, number)
+      recipe(path)
+      local before = contents(path)
+      local report = repair(path, { all = true })
+      assert.are.equal(words(kept or {}), found_words(report))
+      if title ~= BROUGHT_BACK then assert.is_nil(mending.lost(before, contents(path))) end
+      if report.corruptions == 0 and not found["data-file-unseen"] then ask_qemu(path) end
+
+      local bytes = sh.slurp(path)
+      assert.are.equal(words(kept or {}), found_words(repair(path, { all = true })))
+      assert.is_true(bytes == sh.slurp(path), "a second repair changes the image")
+
+      local kinds = {}
+      for kind in pairs(found) do
+        if qcow2.problems[kind].repairable then kinds[#kinds + 1] = kind end
+      end
+      report = repair(path, { all = true, kinds = kinds })
+      assert.are.equal(words(kept_asked or {}), found_words(report))
+      if report.corruptions == 0 and not found["data-file-unseen"] then ask_qemu(path) end
+    end)
+  end
+
+  describe("random damage", function()
+    local LETTERS = "abcdefghijklmnopqrstuvwxyz"
+    local many = os.getenv("Q2_LONG") and 2000 or 60
+
+    -- A small image with some of everything.
+    local function build(rng)
+      local bits, extended = rng:pick { 9, 10, 12, 16 }, rng:chance(20)
+      if extended then bits = 14 end
+      local step, version = 1 << bits, not extended and rng:chance(20) and 2 or 3
+      local function cluster()
+        local kind, at = rng:int(1, 10), rng:int(1, 26)
+        local letter = LETTERS:sub(at, at)
+        if kind <= 2 and version == 3 then return "zero" end
+        if kind <= 4 then return { compressed = forge.deflate(letter:rep(rng:int(10, step // 2))) } end
+        if kind <= 5 and extended then return { data = letter:rep(step), alloc = 0xff00ff, zero = 0xff00 } end
+        return { data = letter:rep(step) }
+      end
+      local made = { header = { cluster_bits = bits, size = step * 200, version = version,
+        refcount_order = version == 2 and 4 or rng:int(2, 6) }, clusters = {} }
+      for _ = 1, rng:int(3, 40) do made.clusters[rng:int(0, 190)] = cluster() end
+      if rng:chance(40) then made.snapshots = { {} } end
+      if made.snapshots and rng:chance(50) then
+        made.snapshots[2] = { clusters = { [0] = cluster(), [7] = cluster() } }
+      end
+      if version == 3 and rng:chance(30) then
+        made.bitmaps = { { name = "a", granularity_bits = 9, entries = { [0] = "xyz" } },
+          { name = "b", granularity_bits = 12, entries = { [0] = "ones" } } }
+      end
+      return made, step
+    end
+
+    -- Places of the tables that the recipe made, as { offset, length }.
+    local function tables_of(at, step)
+      local list = { { at.l1, 64 }, { at.refcount_table, 64 } }
+      local function add(offset, length) list[#list + 1] = { offset, length } end
+      for _, offset in ipairs(at.refcount_blocks) do add(offset, math.min(256, step)) end
+      for _, offset in pairs(at.l2) do add(offset, step) end
+      if at.snapshot_table then add(at.snapshot_table, at.snapshot_table_length) end
+      for _, snapshot in ipairs(at.snapshots) do add(snapshot.l1, 32) end
+      if at.bitmap_directory then add(at.bitmap_directory, 64) end
+      for _, bitmap in ipairs(at.bitmaps) do add(bitmap.table, 16) end
+      table.sort(list, function(a, b) return a[1] < b[1] end)
+      return list
+    end
+
+    local function harm(rng, bytes, places, step)
+      local function put(offset, new) bytes = bytes:sub(1, offset) .. new .. bytes:sub(offset + #new + 1) end
+      local function word_in(place) return place[1] + rng:int(0, place[2] // 8 - 1) * 8 end
+      for _ = 1, rng:int(1, 6) do
+        local place, how = rng:pick(places), rng:int(1, 4)
+        local offset = place[1] + rng:int(0, place[2] - 1)
+        if how == 1 and offset < #bytes then
+          put(offset, string.char(bytes:byte(offset + 1) ~ 1 << rng:int(0, 7)))
+        elseif how == 2 and offset < #bytes then
+          put(offset, string.char(rng:int(0, 255)))
+        elseif how == 3 then
+          local host = rng:int(0, #bytes // step + 2) * step
+          put(word_in(place), string.pack(">i8", host | (rng:chance(50) and COPIED or 0)))
+        elseif how == 4 then
+          local from = word_in(rng:pick(places))
+          put(word_in(place), bytes:sub(from + 1, from + 8))
+        end
+      end
+      return rng:chance(10) and bytes:sub(1, rng:int(#bytes // 2, #bytes)) or bytes
+    end
+
+    -- May this be left? Guest data that overlaps the header from between two clusters stays, as that does.
+    local function may_stay(report, kind, asked)
+      local problem, found = qcow2.problems[kind], report.found
+      if kind == "leak" then return report.incomplete end
+      if problem.severity ~= "corruption" or not problem.repairable then return true end
+      if kind == "l1-outside" or problem.on_request and not asked then return true end
+      return not asked and found["data-unaligned"] and (kind == "overlap" or kind == "data-outside")
+    end
+
+    local kinds = {}
+    for _, problem in ipairs(qcow2.problems) do
+      if problem.repairable then kinds[#kinds + 1] = problem.kind end
+    end
+
+    it("loses nothing that could be read, and leaves nothing that can be repaired", function()
+      local judged = 0
+      for seed = 1, many do
+        local rng = random.new("damage " .. seed)
+        local path = dir .. "/random.qcow2"
+        local made, step = build(rng)
+        local at = forge.write(path, made)
+        local bytes = harm(rng, sh.slurp(path), tables_of(at, step), step)
+        local before = mending.contents_of(bytes)
+        for _, want in ipairs { { all = true }, { all = true, kinds = kinds } } do
+          local repaired, message, report = mending.repair(bytes, nil, nil, want)
+          local about = ("seed %d, %s: "):format(seed, want.kinds and "kinds" or "all")
+          if not repaired then
+            assert.is_truthy(report == "conflict" and message:find("There is no room for new tables", 1, true),
+              about .. message)
+          else
+            judged = judged + 1
+            if not want.kinds then
+              assert.is_nil(mending.lost(before, mending.contents_of(repaired)), about)
+            end
+            for kind in pairs(report.found) do
+              assert.is_true(may_stay(report, kind, want.kinds) and true, about .. kind .. " is left")
+            end
+            if report.corruptions == 0 then
+              sh.spit(path, repaired)
+              ask_qemu(path)
+            end
+          end
+        end
+      end
+      assert.is_true(judged > many)
+    end)
+  end)
+end)
+
+describe("A repair", function()
+  local dir, path
+  setup(function() dir = tmp.dir() end)
+  teardown(function() tmp.remove(dir) end)
+  before_each(function() path = dir .. "/image.qcow2" end)
+
+  local function damage(recipe)
+    os.remove(path)
+    recipe(path)
+    return path
+  end
+
+  it("of leaks alone lowers counts and gives the space back", function()
+    damage(function() two(path, { length = 40 * CLUSTER }) end)
+    poke.bytes(path, 20 * CLUSTER, ("x"):rep(10 * CLUSTER))
+    for cluster = 20, 29 do poke.u16(path, refcount_at(cluster), 1) end
+    poke.u16(path, refcount_at(6), 0)
+    local img <close> = assert(qcow2.open(path, { damaged = true, mode = "rw" }))
+    local spent = img.disk_size
+    local report = assert(img:repair({ leaks = true }))
+    assert.are.same({ 10, 0 }, { report.leaks_fixed, report.corruptions_fixed })
+    assert.are.same({ ["refcount-low"] = 1, ["copied-data"] = 1 }, report.found)
+    assert.is_true(img.disk_size <= spent - 9 * CLUSTER)
+  end)
+
+  it("of leaks alone is refused when a table cannot be followed: they may be none", function()
+    damage(two)
+    poke.u64(path, L1, COPIED | 1 << 30)
+    local bytes = sh.slurp(path)
+    local img <close> = assert(qcow2.open(path, { damaged = true, mode = "rw" }))
+    local report, message, kind = img:repair({ leaks = true })
+    assert.are.same({ nil, "conflict" }, { report, kind })
+    assert.is_truthy(message:find("cannot be followed", 1, true))
+    assert.is_true(bytes == sh.slurp(path))
+  end)
+
+  it("does not let the file grow over the place of a lost table", function()
+    damage(function() two(path, { refcount_table = { [1] = 1 << 30 } }) end)
+    poke.u64(path, L1, COPIED | 7 * CLUSTER)
+    local img <close> = assert(qcow2.open(path, { damaged = true, mode = "rw" }))
+    local _, message, kind = img:repair({ all = true })
+    assert.are.equal("conflict", kind)
+    assert.is_truthy(message:find("must not grow over the place", 1, true))
+    assert.are.same({}, assert(img:repair({ all = true, kinds = { "l2-outside" } })).found)
+  end)
+
+  it("relinks entries of a data file when it is asked to", function()
+    forge.write(damage(function() end), { data_file = "image.data", data_bytes = dir .. "/image.data",
+      clusters = { [0] = { data = ("a"):rep(CLUSTER) }, [1] = { data = ("b"):rep(CLUSTER) } } })
+    poke.truncate(dir .. "/image.data", 1 << 20)
+    local img <close> = assert(qcow2.open(path))
+    local at = img.l1[0].offset
+    img:close()
+    poke.u64(path, at + 8, COPIED)
+    assert.are.same({ ["data-file-offset"] = 1 }, repair(path, { all = true }).found)
+    assert.are.same({}, repair(path, { kinds = { "data-file-offset" } }).found)
+    local again <close> = assert(qcow2.open(path))
+    assert.is_true(again:read(CLUSTER, CLUSTER) == ("b"):rep(CLUSTER))
+  end)
+
+  it("gives what several claim a place of its own, so that a write to one leaves the others alone", function()
+    damage(function() two(path, { l2 = { [0] = { [2] = COPIED | L1, [3] = COPIED | L2 } } }) end)
+    local before = contents(path)
+    assert.are.same({}, repair(path, { all = true }).found)
+    assert.is_nil(mending.lost(before, contents(path)))
+    local img <close> = assert(qcow2.open(path, { mode = "rw" }))
+    assert(img:write(2 * CLUSTER, ("n"):rep(CLUSTER)))
+    assert(img:write(3 * CLUSTER, ("m"):rep(CLUSTER)))
+    assert(img:close())
+    local after = contents(path)
+    assert.is_true(after["0"] == before["0"] and after[tostring(CLUSTER)] == before[tostring(CLUSTER)])
+    assert.is_true(after[tostring(2 * CLUSTER)] == ("n"):rep(CLUSTER))
+    ask_qemu(path)
+  end)
+
+  it("shows zeros, not the backing file, where data lay behind the end of the file", function()
+    for _, version in ipairs { 2, 3 } do
+      sh.spit(dir .. "/base.raw", ("B"):rep(1 << 20))
+      damage(function()
+        two(path, { backing_file = "base.raw", backing_format = "raw", header = { version = version },
+          l2 = { [0] = { [4] = COPIED | 1 << 30, [5] = COPIED | 1 << 31 } } })
+      end)
+      local before = contents(path)
+      assert.is_true(before[tostring(4 * CLUSTER)] == ("\0"):rep(CLUSTER))
+      assert.are.same({}, repair(path, { all = true }).found)
+      assert.is_nil(mending.lost(before, contents(path)))
+      ask_qemu(path)
+    end
+  end)
+
+  it("makes counts wider when they are too narrow", function()
+    damage(function()
+      two(path, { header = { refcount_order = 0 }, clusters = { [0] = { data = "a" }, [1] = { host = DATA },
+        [2] = { host = DATA }, [3] = { host = DATA } } })
+    end)
+    assert.are.same({}, repair(path, { all = true }).found)
+    local img <close> = assert(qcow2.open(path))
+    assert.are.equal(4, img.refcount_bits)
+    assert.are.equal(4, img:refcount(DATA // CLUSTER))
+  end)
+
+  it("tells what it repaired", function()
+    damage(function() two(path, { refcounts = { [6] = 0 } }) end)
+    poke.flip(path, L2, COPIED)
+    local report = repair(path, { all = true })
+    local list = {}
+    for i, finding in ipairs(report.repaired) do list[i] = finding.kind end
+    assert.are.same({ "refcount-low", "copied-data" }, list)
+    assert.are.same({ 0, 2 }, { report.leaks_fixed, report.corruptions_fixed })
+  end)
+
+  it("of an image that is being written to goes on with it", function()
+    damage(function() two(path, { length = 10 * CLUSTER }) end)
+    poke.u16(path, refcount_at(8), 1)
+    local img <close> = assert(qcow2.open(path, { mode = "rw" }))
+    assert(img:write(2 * CLUSTER, "written before"))
+    assert.are.equal(1, assert(img:repair({ leaks = true })).leaks_fixed)
+    assert(img:write(3 * CLUSTER, "written behind"))
+    assert.are.equal("written before", img:read(2 * CLUSTER, 14))
+    assert(img:close())
+    assert.are.same({}, repair(path, { all = true }).found)
+    ask_qemu(path)
+  end)
+
+  it("needs the image open for writing and something to do", function()
+    damage(two)
+    local img <close> = assert(qcow2.open(path))
+    local _, _, kind = img:repair({ all = true })
+    assert.are.equal("readonly", kind)
+    assert.has_error(function() img:repair({}) end, "what to repair is missing: leaks, all or kinds")
+    assert.has_error(function() img:repair({ kinds = { "lek" } }) end)
+    assert.has_error(function() img:repair({ kinds = { "crypto-outside" } }) end)
+    assert.has_error(function() img:repair({ everything = true }) end)
+    local _, _, locked = qcow2.open(path, { damaged = true, mode = "rw" })
+    assert.are.equal("locked", locked)
+  end)
+
+  it("leaves nothing to write to in an image opened for it alone", function()
+    damage(two)
+    local img <close> = assert(qcow2.open(path, { damaged = true, mode = "rw" }))
+    local _, _, kind = img:write(0, "x")
+    assert.are.equal("readonly", kind)
+  end)
+
+  describe("comes before the first write to an image that was not closed", function()
+    it("and puts its counts right", function()
+      damage(function() two(path, { header = { incompatible_features = 1, compatible_features = 1 },
+        refcounts = { [4] = 0, [5] = 0, [6] = 0 } }) end)
+      local img <close> = assert(qcow2.open(path, { mode = "rw" }))
+      assert(img:write(2 * CLUSTER, ("c"):rep(CLUSTER)))
+      assert(img:close())
+      local after = contents(path)
+      assert.is_true(after["0"] == ("a"):rep(CLUSTER) and after[tostring(2 * CLUSTER)] == ("c"):rep(CLUSTER))
+      ask_qemu(path)
+    end)
+
+    it("after qemu was killed with lazy counts", function()
+      os.remove(path)
+      qemu.create(path, { size = "8M", lazy_refcounts = true })
+      sh.run({ "qemu-io", "-f", "qcow2", "-c", "write -q -P 7 1M 2M", "-c", "flush", "-c", "sigraise 9", path })
+      local img <close> = assert(qcow2.open(path))
+      assert.is_true(img.dirty)
+      img:close()
+      local again <close> = assert(qcow2.open(path, { mode = "rw" }))
+      assert.is_false(again.dirty)
+      assert.is_true(again:read(1 << 20, 2 << 20) == ("\7"):rep(2 << 20))
+      again:close()
+      ask_qemu(path)
+    end)
+
+    it("and says so when that cannot be done", function()
+      damage(function() two(path, { header = { incompatible_features = 1 } }) end)
+      poke.u64(path, L1, COPIED | L2 + 512)
+      local img, message, kind = qcow2.open(path, { mode = "rw" })
+      assert.are.same({ nil, "corrupt" }, { img, kind })
+      assert.is_truthy(message:find("was not closed and cannot be made sound", 1, true))
+    end)
+
+    it("but not when it is marked corrupt too", function()
+      damage(function() two(path, { header = { incompatible_features = 3 } }) end)
+      local bytes = sh.slurp(path)
+      local _, _, kind = qcow2.open(path, { mode = "rw" })
+      assert.are.equal("corrupt", kind)
+      assert.is_true(bytes == sh.slurp(path))
+    end)
+  end)
+end)
