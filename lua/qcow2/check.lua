@@ -224,9 +224,13 @@ local function repair_image(self, o)
   end
   local wanted = wanted_kinds(o)
   local before, work = report, false
+  local flags_alone = o.leaks
   for found in pairs(before.found) do
     work = work or wanted[found] and not MARKS[found]
+    flags_alone = flags_alone and (COPIED[found] or check.problems[found].severity ~= "corruption")
   end
+  -- As with QEMU, what repairs leaks also sets flags right where nothing else is wrong.
+  work = work or flags_alone and (before.found["copied-l2"] or before.found["copied-data"])
   local flags, flags_fixed = {}, 0
   if work then
     flags, flags_fixed, kind, errno = apply(job, o)

@@ -87,6 +87,116 @@ describe("qcow2 check", function()
     assert.is_truthy(side.stderr:find("^Note: The external data file was not opened"))
   end)
 
+  describe("-r", function()
+    -- The same words by both on copies of one file. gives: ours and theirs, and the copies' paths.
+    local function both(name, ...)
+      local words = { "check", ... }
+      words[#words + 1] = "copy.qcow2"
+      local results, copies = {}, {}
+      for i, who in ipairs { "ours", "theirs" } do
+        os.execute(("mkdir -p %s/%s"):format(dir, who))
+        copies[i] = ("%s/%s/copy.qcow2"):format(dir, who)
+        sh.check({ "cp", name, copies[i] }, { cwd = dir })
+        results[i] = (who == "ours" and sh.qcow2 or qemu.img)(words, { cwd = ("%s/%s"):format(dir, who) })
+      end
+      return results[1], results[2], copies
+    end
+
+    -- Counts too high and too low, and flags that follow or do not.
+    local function recipe(name, poke_it)
+      sh.check({ "cp", "sound.qcow2", name }, { cwd = dir })
+      poke_it(dir .. "/" .. name)
+      return name
+    end
+
+    local function count(path, cluster, value) poke.u16(path, 2 * CLUSTER + cluster * 2, value) end
+    local damaged = {
+      ["leaked clusters"] = function() return "leak.qcow2" end,
+      ["a count that is too high"] = function()
+        return recipe("high.qcow2", function(path) count(path, 8, 3) end)
+      end,
+      ["COPIED lost"] = function()
+        return recipe("copied.qcow2", function(path) poke.flip(path, 4 * CLUSTER + 8, 1 << 63) end)
+      end,
+      ["two references and a count of one"] = function()
+        return recipe("twice.qcow2", function(path) poke.u64(path, 4 * CLUSTER + 8, 1 << 63 | 5 * CLUSTER) end)
+      end,
+      ["nothing at all"] = function() return "sound.qcow2" end,
+    }
+
+    for title, make in pairs(damaged) do
+      for _, what in ipairs { "leaks", "all" } do
+        for _, output in ipairs { "human", "json" } do
+          it(("%s says of %s what qemu-img says, as %s"):format(what, title, output), function()
+            local said, theirs, copies = both(make(), "-r", what, "--output=" .. output)
+            assert.are.same({ theirs.code, theirs.stdout }, { said.code, said.stdout })
+            if what == "all" then
+              assert.are.equal(theirs.stderr, said.stderr)
+              local checked = qemu.img({ "check", copies[1] })
+              assert.are.equal(0, checked.code, checked.stdout .. checked.stderr)
+            end
+            assert.are.equal(0, qemu.img({ "compare", copies[1], copies[2] }).code)
+          end)
+        end
+      end
+    end
+
+    it("is quiet with -q about everything but what it does", function()
+      local said, theirs = both("leak.qcow2", "-q", "-r", "leaks")
+      assert.are.same({ theirs.code, theirs.stdout, theirs.stderr }, { said.code, said.stdout, said.stderr })
+    end)
+
+    it("all leaves alone what costs something, and --repair-kind names it", function()
+      local name = recipe("cost.qcow2", function(path)
+        poke.u64(path, 4 * CLUSTER + 8, 1 << 63 | 6 * CLUSTER + 512)
+      end)
+      local said = ours("-r", "all", name)
+      assert.are.equal(2, said.code)
+      assert.is_truthy(said.stderr:find("ERROR An L2 entry points between two clusters", 1, true))
+      said = ours("--repair-kind", "data-unaligned", "-r", "all", name)
+      assert.are.equal(0, said.code, said.stderr)
+      assert.is_truthy(said.stderr:find("Repairing An L2 entry points between two clusters", 1, true))
+      assert.is_truthy(said.stdout:find("Double checking the fixed image now...\nNo errors were found", 1, true))
+    end)
+
+    it("lists the kinds and what repairing them loses", function()
+      local said = ours("--repair-kind=help")
+      assert.are.equal(0, said.code)
+      assert.is_truthy(said.stdout:find("\ndata%-file%-offset +An L2 entry.-\n +repairing loses: .- %(only on"))
+      assert.is_truthy(said.stdout:find("\nleak +A cluster counts more"))
+      assert.is_nil(said.stdout:find("crypto-outside", 1, true))
+    end)
+
+    it("takes the marks off a sound image", function()
+      local name = "marked.qcow2"
+      forge.write(dir .. "/" .. name, { header = { incompatible_features = 3 } })
+      assert.are.equal(0, ours("-r", "leaks", name).code)
+      assert.are.equal(0, poke.get_u64(dir .. "/" .. name, 72))
+      assert.are.same({ 0, "" }, { ours(name).code, ours(name).stderr })
+    end)
+
+    it("refuses what another process holds, and raw files", function()
+      sh.check({ "cp", "leak.qcow2", "held.qcow2" }, { cwd = dir })
+      local bytes = sh.slurp(dir .. "/held.qcow2")
+      local lock <close> = assert(require "qcow2".open(dir .. "/held.qcow2"))
+      local said = ours("-r", "leaks", "held.qcow2")
+      assert.are.equal(1, said.code)
+      assert.is_truthy(said.stderr:find('Failed to get "write" lock', 1, true))
+      lock:close()
+      assert.are.equal(1, ours("-U", "-r", "leaks", "held.qcow2").code)
+      assert.is_true(bytes == sh.slurp(dir .. "/held.qcow2"))
+      assert.are.equal(63, ours("-r", "all", "disk.raw").code)
+      assert.are.equal(63, ours("-r", "all", "-f", "raw", "disk.raw").code)
+    end)
+
+    it("refuses leaks alone when a table cannot be followed", function()
+      local name = recipe("cut.qcow2", function(path) poke.u64(path, 3 * CLUSTER, 1 << 63 | 1 << 40) end)
+      local said = ours("-r", "leaks", name)
+      assert.are.equal(1, said.code)
+      assert.is_truthy(said.stderr:find("A table of the image cannot be followed", 1, true))
+    end)
+  end)
+
   it("changes no byte of the image", function()
     local before = sh.slurp(dir .. "/low.qcow2")
     ours("low.qcow2")
@@ -122,6 +232,8 @@ describe("qcow2 check", function()
       { "two operands", { "a", "b" }, "Expecting one image file name" .. help },
       { "another repair", { "-r", "bad", "sound.qcow2" },
         "Unknown option value for -r (expecting 'leaks' or 'all'): bad" .. help },
+      { "a kind that there is not", { "--repair-kind", "lek", "sound.qcow2" },
+        "Unknown kind of problem 'lek' (--repair-kind=help lists those that can be repaired)" .. help },
       { "another output form", { "--output=xml", "sound.qcow2" },
         "--output must be used with human or json as argument." },
       { "another cache mode", { "-T", "bad", "sound.qcow2" }, "Invalid source cache option: bad" },

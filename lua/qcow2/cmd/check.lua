@@ -202,6 +202,12 @@ local function report_on(image, values)
 end
 
 local function say_repaired(context, report, values, cluster_size)
+  -- Counts are told twice, as they are found and as they are repaired: scripts know it so.
+  local counts = {}
+  for _, finding in ipairs(report.repaired) do
+    counts[#counts + 1] = finding.references and finding
+  end
+  say_findings(counts, 0, cluster_size, values.quiet)
   say_findings(report.repaired, 0, cluster_size, values.quiet, true)
   if report.leaks_fixed + report.corruptions_fixed > 0 and values.output ~= "json" and not values.quiet then
     context:printf("The following inconsistencies were found and repaired:\n\n    %d leaked clusters\n"
