@@ -524,7 +524,8 @@ enum qcow2_repair_level {
 struct qcow2_problem_facts {
 	const char *word;
 	enum qcow2_severity severity;
-	enum qcow2_repair_level repair; /* the level that it takes to repair all of its cases; NOT: none does */
+	enum qcow2_repair_level
+		repair;      /* the level that it takes to repair all of its cases; NOT: none does */
 	const char *meaning; /* a sentence without its period */
 	const char *loss;    /* what repairing loses; "" when it cannot be repaired */
 };
