@@ -456,6 +456,7 @@ struct qcow2_copy_options {
 	bool compress;       /* into a qcow2 image: compressed clusters */
 	bool bitmaps;        /* into a qcow2 image: the bitmaps of the one source too, but those in use */
 	uint64_t rate;       /* data bytes a second at most; 0: no limit */
+	uint64_t start, length; /* the part of the one source that is copied; length 0: all of all */
 };
 
 /*

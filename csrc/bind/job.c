@@ -19,7 +19,7 @@ static unsigned threads_field(lua_State *L, int index)
 }
 
 /* core.copy({ image, ... }, target store or image, { sparse_size, threads, target_exists, target_is_zero,
- * salvage, sync, compress, target_backing, bitmaps, rate }) */
+ * salvage, sync, compress, target_backing, bitmaps, rate, start, length }) */
 static int l_copy(lua_State *L)
 {
 	struct qcow2_error err;
@@ -42,6 +42,11 @@ static int l_copy(lua_State *L)
 	};
 	if (lua_getfield(L, 3, "rate") != LUA_TNIL)
 		options.rate = q2_bind_unsigned(L, -1, "rate");
+	if (lua_getfield(L, 3, "length") != LUA_TNIL) {
+		options.length = q2_bind_unsigned(L, -1, "length");
+		lua_getfield(L, 3, "start");
+		options.start = q2_bind_unsigned(L, -1, "start");
+	}
 	size_t count = lua_rawlen(L, 1);
 	luaL_argcheck(L, count > 0 && count <= INT_MAX, 1, "no source");
 	/* In Lua's memory, because looking at the sources may raise. */

@@ -309,6 +309,11 @@ static int write_places(struct copy *copy, const struct worker *worker, struct q
 	return rc;
 }
 
+static int writing_failed(const struct unit *unit, int rc, struct qcow2_error *err)
+{
+	return q2_error_prefix(err, rc, "error while writing at byte %" PRIu64, unit->start);
+}
+
 static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
 {
 	struct copy *copy = context;
@@ -331,14 +336,14 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 	bool begun;
 	rc = have_turn(copy, worker, unit, number, &begun, err);
 	if (!begun)
-		return rc;
+		return rc ? writing_failed(unit, rc, err) : 0;
 	rc = write_places(copy, worker, err);
 	pthread_mutex_lock(&copy->lock);
 	copy->writing--;
 	pthread_cond_broadcast(&copy->moved);
 	pthread_mutex_unlock(&copy->lock);
 	q2_job_did(&copy->job, unit->end - unit->start);
-	return rc;
+	return rc ? writing_failed(unit, rc, err) : 0;
 }
 
 static void end_worker(void *own)
@@ -479,7 +484,9 @@ static int check(const struct copy *copy, struct qcow2_error *err)
 	if (!qcow2_image_writable(target))
 		return q2_error_set(err, QCOW2_E_READONLY, UINT64_MAX,
 				    "The target was not opened for writing");
-	if (copy->compress && (target->raw || target->meta.geo.external_data))
+	if (target->raw)
+		return q2_error_set(err, QCOW2_E_CONFLICT, UINT64_MAX, "The target is a raw image");
+	if (copy->compress && target->meta.geo.external_data)
 		return q2_error_set(err, QCOW2_E_CONFLICT, UINT64_MAX,
 				    "Clusters in an external data file cannot be compressed");
 	if (copy->source.length > target->size)
@@ -528,6 +535,8 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 	copy->is_zero = !options->target_exists || options->target_is_zero;
 	copy->has_backing = options->target_exists ? options->target_backing : !!target->backing_name.data;
 	int rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
+	if (!rc && options->length)
+		rc = q2_source_cut(&copy->source, options->start, options->length, err);
 	copy->is_overlay = !rc && count == 1 && copy->source.images[0]->backing;
 	if (!rc)
 		rc = check(copy, err);
@@ -536,7 +545,7 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 	if (!rc && !options->target_exists) {
 		rc = target->meta.hidden ? 0 : q2_image_hide(target, err);
 		/* Nobody uses a hidden image, so nothing need say that it is being written to. */
-		target->edited = true;
+		target->prepared = true;
 	}
 	if (!rc)
 		rc = q2_edit_begin(target, err);

@@ -210,6 +210,8 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
 	copy->job.ops = &ops;
 	copy->salvage = options->salvage;
 	int rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
+	if (!rc && options->length)
+		rc = q2_source_cut(&copy->source, options->start, options->length, err);
 	if (!rc)
 		rc = check(copy, target, options, err);
 	if (!rc)

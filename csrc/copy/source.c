@@ -11,7 +11,7 @@
 int q2_source_init(struct q2_source *source, struct qcow2_image *const *images, size_t count, bool salvage,
 		   struct qcow2_error *err)
 {
-	*source = (struct q2_source){.salvage = salvage};
+	*source = (struct q2_source){.salvage = salvage, .end = UINT64_MAX};
 	source->images = q2_new(count, sizeof *source->images);
 	source->starts = q2_new(count + 1, sizeof *source->starts);
 	if (!source->images || !source->starts) {
@@ -97,6 +97,18 @@ static int fill_piece(const struct qcow2_extent *extent, struct q2_piece *piece,
 	return rc;
 }
 
+int q2_source_cut(struct q2_source *source, uint64_t start, uint64_t length, struct qcow2_error *err)
+{
+	if (source->count != 1 || !q2_fits(start, length, source->images[0]->size))
+		return q2_error_set(err, QCOW2_E_RANGE, start,
+				    "The part of %llu bytes at %llu is not inside one disk",
+				    (unsigned long long)length, (unsigned long long)start);
+	source->begin = start;
+	source->end = start + length;
+	source->length = source->starts[1] = q2_round_up(length, SECTOR);
+	return 0;
+}
+
 /* How far a failed look at the map says nothing: to the end of the cluster in the disk's own grid. */
 static uint64_t unknown_length(const struct qcow2_image *image, uint64_t offset, uint64_t limit)
 {
@@ -110,20 +122,21 @@ static int look_up(struct q2_source *source, uint64_t offset, struct q2_piece *p
 	while (offset >= source->starts[i + 1])
 		i++;
 	struct qcow2_image *image = source->images[i];
-	uint64_t local = offset - source->starts[i];
+	uint64_t local = offset - source->starts[i] + (i ? 0 : source->begin);
+	uint64_t end = i ? image->size : q2_min(image->size, source->end);
 	*piece = (struct q2_piece){.offset = offset, .kind = QCOW2_EXTENT_ZERO};
-	if (local >= image->size) {
+	if (local >= end) {
 		/* The rest of a sector that the disk ends in. */
 		piece->length = source->starts[i + 1] - offset;
 		return 0;
 	}
 	struct qcow2_extent extent;
-	int rc = q2_chain_find(image, local, image->size - local, QCOW2_EXTENT_HOLES, true, &extent, err);
+	int rc = q2_chain_find(image, local, end - local, QCOW2_EXTENT_HOLES, true, &extent, err);
 	if (!rc)
 		rc = fill_piece(&extent, piece, err);
 	if (source->salvage && (rc == QCOW2_E_IO || rc == QCOW2_E_CORRUPT)) {
 		*piece = (struct q2_piece){.offset = offset, .kind = QCOW2_EXTENT_ZERO};
-		piece->length = unknown_length(image, local, image->size - local);
+		piece->length = unknown_length(image, local, end - local);
 		source->lost += piece->length;
 		return 0;
 	}

@@ -36,6 +36,8 @@ struct q2_source {
 	uint64_t *starts; /* count + 1 of them: where each begins in the whole; the last: `length` */
 	size_t count;
 	uint64_t length;
+	uint64_t begin,
+		end; /* of the first image: the part that is meant; end UINT64_MAX: all from begin on */
 	bool salvage;
 	uint64_t lost; /* bytes that salvage gave up because the tables that map them are unreadable */
 	struct q2_piece current; /* the last run found; length 0: none */
@@ -45,6 +47,9 @@ struct q2_source {
 int q2_source_init(struct q2_source *source, struct qcow2_image *const *images, size_t count, bool salvage,
 		   struct qcow2_error *err);
 void q2_source_free(struct q2_source *source);
+
+/* Only [start, start + length) of the one image. fails: `range` when it is not inside. */
+int q2_source_cut(struct q2_source *source, uint64_t start, uint64_t length, struct qcow2_error *err);
 
 /*
  * The longest piece from `offset` on, at most `limit` bytes. needs: limit > 0. Past the end: zeros.

@@ -32,6 +32,8 @@ local known = {
   skip_broken_bitmaps = "boolean",
   sparse_size = "size",
   rate = "size",
+  start = "size",
+  length = "size",
   salvage = "boolean",
   threads = "integer",
   sync = "boolean",
@@ -51,6 +53,7 @@ local function check(given)
   end
   o.sparse_size = size.argument(o.sparse_size, "sparse_size") or SPARSE_SIZE
   o.rate = size.argument(o.rate, "rate")
+  o.start, o.length = size.argument(o.start, "start"), size.argument(o.length, "length")
   o.format = o.format or "raw"
   if o.sparse_size % SECTOR ~= 0 then
     misuse("sparse_size must be a multiple of %d", SECTOR)
@@ -75,6 +78,10 @@ local function check(given)
     misuse("option 'skip_broken_bitmaps' needs 'bitmaps'")
   elseif o.target_is_zero and o.target_backing then
     misuse("options 'target_is_zero' and 'target_backing' exclude one another")
+  elseif o.bitmaps and o.length then
+    misuse("options 'bitmaps' and 'length' exclude one another")
+  elseif o.length == 0 or o.start and not o.length then
+    misuse("a part of the source is said by 'length', which is more than 0, and 'start'")
   elseif o.create and o.create.size then
     misuse("the target's size is that of the sources")
   end
@@ -364,8 +371,8 @@ local function existing_qcow2(path, o)
 end
 
 local function open_target(path, o, images)
-  local bytes = 0
-  for _, one in ipairs(images) do
+  local bytes = o.length and (o.length + SECTOR - 1) // SECTOR * SECTOR or 0
+  for _, one in ipairs(o.length and {} or images) do
     bytes = bytes + (one.size + SECTOR - 1) // SECTOR * SECTOR
   end
   if o.format == "raw" then
@@ -413,6 +420,10 @@ return function(source, path, given)
     return nil, opened, kind, errno
   end
   local target, message
+  if o.length and (#images > 1 or o.length > images[1].size - (o.start or 0)) then
+    close_all(opened)
+    return nil, "The part to be copied is not inside one disk", "range"
+  end
   target, message, kind, errno = open_target(path, o, images)
   if not target then
     close_all(opened)
@@ -443,6 +454,8 @@ return function(source, path, given)
     compress = o.compress,
     bitmaps = o.bitmaps,
     rate = o.rate,
+    start = o.length and (o.start or 0),
+    length = o.length,
   })
   if not handle then
     return nil, message, kind, errno

@@ -151,6 +151,8 @@ function qcow2.measure(source, options) end
 ---@field compress? boolean              qcow2: compressed clusters
 ---@field bitmaps? boolean               qcow2: the persistent bitmaps of the one source too
 ---@field skip_broken_bitmaps? boolean   leave out bitmaps that were not stored completely; else they are refused
+---@field length? qcow2.size             copy only so many bytes of the one source, ...
+---@field start? qcow2.size              ... from here on (default 0)
 ---@field rate? qcow2.size               bytes of data a second at most; 0: no limit
 
 ---Copies one disk, or several one behind the other, into a new file. A new qcow2 image looks like no image until the

@@ -44,6 +44,23 @@ describe("dd", function()
       assert.equal(judge.stdout, ours.stdout)
       assert.equal(0, sh.run({ "cmp", "theirs", "ours" }, { cwd = dir }).code)
     end)
+
+    it(("makes the qcow2 disk that qemu-img makes: %s"):format(table.concat(words, " ")), function()
+      local command = { "dd", "-O", "qcow2", table.unpack(words) }
+      if words[1] == "--image-opts" then
+        command[5] = command[5]:gsub(",,", ",")
+      end
+      command[#command + 1] = "of=theirs.qcow2"
+      local judge = qemu.img(command, { cwd = dir })
+      command[#command] = "of=ours.qcow2"
+      local ours = sh.qcow2(command, { cwd = dir })
+      assert.equal(judge.code, ours.code)
+      assert.equal((judge.stderr:gsub("qemu%-img", "qcow2")), ours.stderr)
+      assert.equal(judge.stdout, ours.stdout)
+      assert.is_true(qemu.sound(dir .. "/ours.qcow2"))
+      assert.equal(qemu.info(dir .. "/theirs.qcow2")["virtual-size"], qemu.info(dir .. "/ours.qcow2")["virtual-size"])
+      assert.is_true(qemu.compare(dir .. "/theirs.qcow2", dir .. "/ours.qcow2"))
+    end)
   end
 
   it("overwrites a longer file wholly", function()

@@ -89,10 +89,15 @@ local convert = {
   },
 }
 
-local function sparse_size(value)
+local function bad_size(context, what)
+  return ("Invalid %s specified. You may use k, M, G, T, P or E suffixes for\n"
+    .. "%s: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."):format(what, context.name)
+end
+
+local function sparse_size(context, value)
   local bytes = qcow2.size(value)
   if not bytes then
-    return nil, ("Invalid buffer size for sparse output specified: '%s'"):format(text.escape(value))
+    return nil, bad_size(context, "buffer size for sparse output")
   elseif bytes % SECTOR ~= 0 or bytes > MAX_SPARSE then
     return nil, ("Invalid buffer size for sparse output specified. Valid sizes are multiples of %d up to %d. Select "
       .. "0 to disable sparse detection (fully allocates output)."):format(SECTOR, MAX_SPARSE)
@@ -380,10 +385,10 @@ local function creation_options(context, values, made)
 end
 
 -- Numbers on the command line: -S, -m, -r.
-local function read_numbers(values, copying)
+local function read_numbers(context, values, copying)
   local message
   if values.sparse_size then
-    copying.sparse_size, message = sparse_size(values.sparse_size)
+    copying.sparse_size, message = sparse_size(context, values.sparse_size)
   end
   if not message and values.parallel then
     copying.threads = math.tointeger(tonumber(values.parallel))
@@ -394,7 +399,7 @@ local function read_numbers(values, copying)
   if not message and values.rate_limit then
     copying.rate = qcow2.size(values.rate_limit)
     if not copying.rate then
-      message = ("Invalid rate limit specified: '%s'"):format(text.escape(values.rate_limit))
+      message = bad_size(context, "rate limit")
     end
   end
   return message
@@ -417,7 +422,7 @@ function convert.run(context, values)
     skip_broken_bitmaps = values.skip_broken_bitmaps,
     sync = values.target_cache ~= nil and values.target_cache ~= "unsafe",
   }
-  message = read_numbers(values, copying) or contradiction(values)
+  message = read_numbers(context, values, copying) or contradiction(values)
   if message then
     return nil, message
   end

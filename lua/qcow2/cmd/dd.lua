@@ -165,6 +165,26 @@ local function copy(context, image, target, start, stop)
   end
 end
 
+-- Into a new qcow2 image: a conversion of a part.
+local function convert(image, path, start, length)
+  local target, message
+  if length == 0 then
+    target, message = qcow2.create(path, { size = 0, overwrite = true })
+    if target then
+      target, message = target:close()
+    end
+  else
+    target, message = qcow2.convert(image, path, { format = "qcow2", overwrite = true, start = start, length = length })
+    if target then
+      target, message = target:run()
+    end
+  end
+  if not target then
+    return nil, ("%s: error while creating output image: %s"):format(text.escape(path), message)
+  end
+  return 0
+end
+
 function dd.run(context, values)
   local found, message = read_operands(values.operands)
   if not found then
@@ -182,6 +202,12 @@ function dd.run(context, values)
   end
   local start, stop = stretch(image.size, found)
   local length = math.max(stop - start, 0)
+  if values.output_format == "qcow2" then
+    if start > stop then
+      context:report(("%s: cannot skip to specified offset"):format(text.escape(found["if"])))
+    end
+    return convert(image, found.of, start, length)
+  end
   local target <close>, made = open_target(found.of, image, (length + SECTOR - 1) // SECTOR * SECTOR)
   if not target then
     return nil, ("%s: error while creating output image: %s"):format(text.escape(found.of), made)
