@@ -14,10 +14,12 @@
 /* One entry that is not 0 and is no second one for its table. */
 static int plan_entry(struct qcow2_repair *repair, uint64_t entry, struct qcow2_error *err)
 {
-	uint64_t host = q2_repair_l1_entry(repair, entry) & Q2_OFFSET_MASK;
+	uint64_t host = q2_repair_l1_entry(repair, entry) & Q2_OFFSET_MASK, old = entry & Q2_OFFSET_MASK;
 	uint32_t cluster_size = repair->geo->cluster_size;
+	/* Until the switch nothing may get where a table is said to be. */
 	if (!host)
-		return 0;
+		return old < repair->check->file_length ? 0
+							: q2_repair_refer(repair, old, cluster_size, 0, err);
 	if (!q2_is_aligned(host, cluster_size)) {
 		repair->incomplete = true;
 	} else if (!q2_fits(host, cluster_size, repair->check->file_length)) {
@@ -55,9 +57,12 @@ static int find_extra(struct qcow2_repair *repair, struct qcow2_error *err)
 	repair->l1_extra = q2_new(entries, 1);
 	if (!places || !repair->l1_extra)
 		return q2_error_nomem(err);
-	for (uint32_t i = 0; i < entries; i++)
-		if (repair->l1[i] & Q2_OFFSET_MASK)
-			places[count++] = (struct place){repair->l1[i] & Q2_OFFSET_MASK, i};
+	for (uint32_t i = 0; i < entries; i++) {
+		uint64_t host = repair->l1[i] & Q2_OFFSET_MASK;
+		/* What cannot be followed has its own fate. */
+		if (q2_sweep_fits(repair->check, host, repair->geo->cluster_size))
+			places[count++] = (struct place){host, i};
+	}
 	if (count)
 		qsort(places, count, sizeof *places, by_place);
 	for (uint32_t i = 1; i < count; i++)
@@ -95,13 +100,16 @@ static int plan_active(struct qcow2_repair *repair, struct qcow2_error *err)
 		return q2_error_nomem(err);
 	int rc = qcow2_store_read(repair->store, at, repair->l1, bytes, err);
 	for (uint32_t i = 0; !rc && i < h->l1_size; i++)
-		repair->l1[i] = q2_repair_l1_entry(repair, be64toh(repair->l1[i]));
+		repair->l1[i] = be64toh(repair->l1[i]);
 	if (!rc && repair->check->report.sum.found[QCOW2_PROBLEM_L2_SHARED] &&
 	    q2_repair_wants(repair, QCOW2_PROBLEM_L2_SHARED))
 		rc = find_extra(repair, err);
 	for (uint32_t i = 0; !rc && i < h->l1_size; i++)
 		if (repair->l1[i] && !q2_repair_is_extra(repair, i))
 			rc = plan_entry(repair, repair->l1[i], err);
+	for (uint32_t i = 0; !rc && i < h->l1_size; i++)
+		if (repair->l1[i])
+			repair->l1[i] = q2_repair_l1_entry(repair, repair->l1[i]);
 	repair->l1_moves = repair->apart && q2_repair_overlaps(repair, at, bytes);
 	if (!rc && !repair->l1_moves)
 		rc = q2_repair_refer(repair, at, bytes, 1, err);
@@ -202,6 +210,21 @@ static bool mend(const struct qcow2_repair *repair, const struct q2_l2_table *ta
 	return true;
 }
 
+/* What the old entry shows behind the file's end are zeros; until the switch nothing else may get there. */
+static int reserve(struct qcow2_repair *repair, uint64_t word, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = repair->geo;
+	uint64_t host = word & Q2_OFFSET_MASK, length = g->cluster_size;
+	if (word & Q2_COMPRESSED) {
+		struct q2_entry e = q2_entry_decode(g, word, 0);
+		host = e.host.v;
+		length = e.host_length;
+	}
+	return g->external_data || host < repair->check->file_length
+		       ? 0
+		       : q2_repair_refer(repair, host, length, 0, err);
+}
+
 static int plan_table(struct qcow2_repair *repair, const struct q2_l2_table *table, const uint8_t *bytes,
 		      struct qcow2_error *err)
 {
@@ -210,7 +233,10 @@ static int plan_table(struct qcow2_repair *repair, const struct q2_l2_table *tab
 	int rc = 0;
 	for (uint32_t i = 0; !rc && i < 1u << g->l2_bits; i++) {
 		struct q2_mended m;
-		if (!mend(repair, table, bytes, i, &word, &bitmap, &m) || !m.length)
+		if (!mend(repair, table, bytes, i, &word, &bitmap, &m))
+			continue;
+		rc = reserve(repair, word, err);
+		if (rc || !m.length)
 			continue;
 		if (m.key) {
 			rc = q2_repair_move(repair, m.key, table->times, err);

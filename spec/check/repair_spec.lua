@@ -99,70 +99,7 @@ describe("A repair of", function()
   end
 
   describe("random damage", function()
-    local LETTERS = "abcdefghijklmnopqrstuvwxyz"
     local many = os.getenv("Q2_LONG") and 2000 or 60
-
-    -- A small image with some of everything.
-    local function build(rng)
-      local bits, extended = rng:pick { 9, 10, 12, 16 }, rng:chance(20)
-      if extended then bits = 14 end
-      local step, version = 1 << bits, not extended and rng:chance(20) and 2 or 3
-      local function cluster()
-        local kind, at = rng:int(1, 10), rng:int(1, 26)
-        local letter = LETTERS:sub(at, at)
-        if kind <= 2 and version == 3 then return "zero" end
-        if kind <= 4 then return { compressed = forge.deflate(letter:rep(rng:int(10, step // 2))) } end
-        if kind <= 5 and extended then return { data = letter:rep(step), alloc = 0xff00ff, zero = 0xff00 } end
-        return { data = letter:rep(step) }
-      end
-      local made = { header = { cluster_bits = bits, size = step * 200, version = version,
-        refcount_order = version == 2 and 4 or rng:int(2, 6) }, clusters = {} }
-      for _ = 1, rng:int(3, 40) do made.clusters[rng:int(0, 190)] = cluster() end
-      if rng:chance(40) then made.snapshots = { {} } end
-      if made.snapshots and rng:chance(50) then
-        made.snapshots[2] = { clusters = { [0] = cluster(), [7] = cluster() } }
-      end
-      if version == 3 and rng:chance(30) then
-        made.bitmaps = { { name = "a", granularity_bits = 9, entries = { [0] = "xyz" } },
-          { name = "b", granularity_bits = 12, entries = { [0] = "ones" } } }
-      end
-      return made, step
-    end
-
-    -- Places of the tables that the recipe made, as { offset, length }.
-    local function tables_of(at, step)
-      local list = { { at.l1, 64 }, { at.refcount_table, 64 } }
-      local function add(offset, length) list[#list + 1] = { offset, length } end
-      for _, offset in ipairs(at.refcount_blocks) do add(offset, math.min(256, step)) end
-      for _, offset in pairs(at.l2) do add(offset, step) end
-      if at.snapshot_table then add(at.snapshot_table, at.snapshot_table_length) end
-      for _, snapshot in ipairs(at.snapshots) do add(snapshot.l1, 32) end
-      if at.bitmap_directory then add(at.bitmap_directory, 64) end
-      for _, bitmap in ipairs(at.bitmaps) do add(bitmap.table, 16) end
-      table.sort(list, function(a, b) return a[1] < b[1] end)
-      return list
-    end
-
-    local function harm(rng, bytes, places, step)
-      local function put(offset, new) bytes = bytes:sub(1, offset) .. new .. bytes:sub(offset + #new + 1) end
-      local function word_in(place) return place[1] + rng:int(0, place[2] // 8 - 1) * 8 end
-      for _ = 1, rng:int(1, 6) do
-        local place, how = rng:pick(places), rng:int(1, 4)
-        local offset = place[1] + rng:int(0, place[2] - 1)
-        if how == 1 and offset < #bytes then
-          put(offset, string.char(bytes:byte(offset + 1) ~ 1 << rng:int(0, 7)))
-        elseif how == 2 and offset < #bytes then
-          put(offset, string.char(rng:int(0, 255)))
-        elseif how == 3 then
-          local host = rng:int(0, #bytes // step + 2) * step
-          put(word_in(place), string.pack(">i8", host | (rng:chance(50) and COPIED or 0)))
-        elseif how == 4 then
-          local from = word_in(rng:pick(places))
-          put(word_in(place), bytes:sub(from + 1, from + 8))
-        end
-      end
-      return rng:chance(10) and bytes:sub(1, rng:int(#bytes // 2, #bytes)) or bytes
-    end
 
     -- May this be left? Guest data that overlaps the header from between two clusters stays, as that does.
     local function may_stay(report, kind, asked)
@@ -183,9 +120,7 @@ describe("A repair of", function()
       for seed = 1, many do
         local rng = random.new("damage " .. seed)
         local path = dir .. "/random.qcow2"
-        local made, step = build(rng)
-        local at = forge.write(path, made)
-        local bytes = harm(rng, sh.slurp(path), tables_of(at, step), step)
+        local bytes = mending.harmed(rng, path)
         local before = mending.contents_of(bytes)
         for _, want in ipairs { { all = true }, { all = true, kinds = kinds } } do
           local repaired, message, report = mending.repair(bytes, nil, nil, want)
