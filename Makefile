@@ -49,6 +49,9 @@ LIB_CFLAGS := $(shell pkg-config --cflags $(PC_ZLIB) $(PC_OPTIONAL) 2>/dev/null)
 	$(if $(filter libcrypto,$(PC_OPTIONAL)),-DQ2_HAVE_LIBCRYPTO)
 LIBS := $(shell pkg-config --libs $(PC_ZLIB) $(PC_OPTIONAL) 2>/dev/null)
 LUA_LIBS := $(if $(PC_LUA),$(shell pkg-config --libs $(PC_LUA)))
+# For the program: archives where there are any, since every shared library costs its start a tenth of a millisecond.
+archive = $(or $(wildcard $(shell $(CC) -print-file-name=lib$(1).a)),-l$(1))
+PROGRAM_LIBS = $(foreach l,$(LUA_LIBS) $(LIBS),$(if $(filter -l%,$(l)),$(call archive,$(l:-l%=%)),$(l))) -lm -ldl
 
 # ---- flags -----------------------------------------------------------------------------------
 WERROR ?= -Werror
@@ -64,13 +67,15 @@ Q2_FLAGS := -std=c11 -D_GNU_SOURCE -Icsrc -pthread -fPIC -fvisibility=hidden $(W
 CORE_SRC := $(sort $(wildcard csrc/base/*.c csrc/store/*.c csrc/format/*.c csrc/data/*.c csrc/meta/*.c \
 	csrc/image/*.c csrc/check/*.c csrc/copy/*.c))
 BIND_SRC := $(sort $(wildcard csrc/bind/*.c))
+PROGRAM_SRC := $(sort $(wildcard csrc/program/*.c))
 CORE_OBJ := $(CORE_SRC:csrc/%.c=$(BUILD)/obj/%.o)
 BIND_OBJ := $(BIND_SRC:csrc/%.c=$(BUILD)/obj/%.o)
+PROGRAM_OBJ := $(PROGRAM_SRC:csrc/%.c=$(BUILD)/obj/%.o)
 LUA_FILES := $(shell find lua/qcow2 -name '*.lua')
 LIB := $(BUILD)/lib/libqcow2.a
 CORE := $(BUILD)/lib/lua/5.4/qcow2/core.so
 BIN := $(BUILD)/bin/qcow2
-BUNDLE := $(BUILD)/lib/lua/5.4/qcow2/modules.bundle
+MODULES := $(BUILD)/modules.bin
 FUZZ_SRC := $(filter-out spec/fuzz/replay_main.c,$(wildcard spec/fuzz/*.c))
 REPLAY := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz-replay/%)
 FUZZERS := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz/%)
@@ -78,15 +83,14 @@ HOST := $(if $(SAN),$(BUILD)/bin/lua)
 # Lua modules for specs alone, which see the core's floors one by one.
 PROBE_STORE := $(BUILD)/lib/lua/5.4/qcow2_probe_store.so
 PROBE := $(BUILD)/lib/lua/5.4/qcow2_probe.so
-# The interpreter for specs and launchers: a sanitized build needs a sanitized host program.
+# The interpreter for specs: a sanitized build needs a sanitized host program.
 RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
-relative = $(shell realpath -m --relative-to=$(1) $(2))
 
 .PHONY: all demo test test-long interop asan valgrind lint fuzz bench install clean help
 .PHONY: format install-lua install-c core deps deps-lint demo-run test-run libs fuzzers bench-tools FORCE
 
-all: $(LIB) $(CORE) $(BIN) $(BUNDLE) $(REPLAY)
-core: $(CORE)
+all: $(LIB) $(CORE) $(BIN) $(HOST) $(REPLAY)
+core: $(CORE) $(BIN)
 
 help:
 	@echo 'make            build everything under build/: bin/qcow2, lib/libqcow2.a, the Lua core'
@@ -121,7 +125,7 @@ $(BUILD)/obj/%.o: csrc/%.c $(BUILD)/flags
 	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) $(if $(filter csrc/bind/%,$<),-fvisibility=default $(LUA_CFLAGS)) \
 		-MMD -MP -c -o $@ $<
 
--include $(CORE_OBJ:.o=.d) $(BIND_OBJ:.o=.d)
+-include $(CORE_OBJ:.o=.d) $(BIND_OBJ:.o=.d) $(PROGRAM_OBJ:.o=.d)
 
 $(LIB): $(CORE_OBJ) $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -139,18 +143,20 @@ $(CORE): $(BIND_OBJ) $(LIB) $(BUILD)/core.map
 	$(Q)$(CC) $(CFLAGS) $(SAN_FLAGS) -pthread -shared $(LDFLAGS) -Wl,--version-script=$(BUILD)/core.map -o $@ \
 		$(BIND_OBJ) $(LIB) $(LIBS)
 
-# The launcher knows its modules relative to itself, so the tree may be moved and linked to.
-launcher = sed -e '1s|.*|\#!$(1)|' -e 's|@LUADIR@|$(2)|' -e 's|@LIBDIR@|$(3)|' lua/bin/qcow2
-$(BIN): lua/bin/qcow2 Makefile $(HOST)
-	@mkdir -p $(@D)
-	@$(call launcher,$(RUN_LUA),$(call relative,$(BUILD)/bin,lua),../lib/lua/5.4) >$@.tmp
-	@chmod 755 $@.tmp && mv $@.tmp $@
+# The Lua modules, compiled, for the program to carry.
+compile = $(LUA) csrc/program/compile.lua $(1) lua $(LUA_FILES:lua/%=%)
+$(MODULES): csrc/program/compile.lua $(LUA_FILES) $(BUILD)/flags
+	@$(call compile,$@)
 
-# Modules compiled, so that a command starts in half the time; the launcher takes them while they fit.
-# $(1) the bundle, $(2) the folder with qcow2/init.lua, $(3) the folder with qcow2/core.so
-compile = $(RUN_LUA) lua/bin/compile.lua $(1) $(2) $(3) $(LUA_FILES:lua/%=%)
-$(BUNDLE): lua/bin/compile.lua $(LUA_FILES) $(CORE) $(HOST)
-	@$(call compile,$@,lua,$(BUILD)/lib/lua/5.4)
+$(PROGRAM_OBJ): $(MODULES)
+$(PROGRAM_OBJ): Q2_FLAGS += $(LUA_CFLAGS) -DQ2_MODULES='"$(MODULES)"'
+
+# Lua's own names are visible, for C modules that the shell may load.
+$(BIN): $(PROGRAM_OBJ) $(BIND_OBJ) $(LIB)
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$(Q)$(CC) $(CFLAGS) $(SAN_FLAGS) -pthread -rdynamic $(LDFLAGS) -o $@ $(PROGRAM_OBJ) $(BIND_OBJ) $(LIB) \
+		$(PROGRAM_LIBS)
 
 $(BUILD)/bin/lua: spec/support/lua_host.c $(BUILD)/flags
 	@mkdir -p $(@D)
@@ -256,17 +262,11 @@ $(BUILD)/fuzz/%: spec/fuzz/%.c $(LIB)
 
 # ---- install ---------------------------------------------------------------------------------
 D = $(DESTDIR)
-# Where the launcher looks for modules, from bin/; luarocks says it, since it moves files later.
-LAUNCHER_LUADIR ?= $(call relative,$(BINDIR),$(LUADIR))
-LAUNCHER_LIBDIR ?= $(call relative,$(BINDIR),$(LIBDIR))
 install: install-lua install-c
-install-lua: $(CORE)
+install-lua: $(CORE) $(BIN)
 	@set -e; for f in $(LUA_FILES); do install -D -m 644 $$f "$(D)$(LUADIR)/$${f#lua/}"; done
 	@install -D -m 755 $(CORE) "$(D)$(LIBDIR)/qcow2/core.so"
-	@$(call compile,"$(D)$(LIBDIR)/qcow2/modules.bundle","$(D)$(LUADIR)","$(D)$(LIBDIR)")
-	@mkdir -p "$(D)$(BINDIR)"
-	@$(call launcher,$(LUA),$(LAUNCHER_LUADIR),$(LAUNCHER_LIBDIR)) >"$(D)$(BINDIR)/qcow2"
-	@chmod 755 "$(D)$(BINDIR)/qcow2"
+	@install -D -m 755 $(BIN) "$(D)$(BINDIR)/qcow2"
 	@echo "installed $(D)$(BINDIR)/qcow2, $(D)$(LUADIR)/qcow2, $(D)$(LIBDIR)/qcow2/core.so"
 install-c: $(LIB)
 	@set -e; for f in qcow2.h $$(sed -n 's/^#include "\(.*\)"/\1/p' csrc/qcow2.h | sort -u); do \

@@ -35,11 +35,9 @@ build = {
     LUADIR = "$(LUADIR)",
     LIBDIR = "$(LIBDIR)",
     BINDIR = "$(BINDIR)",
-    LAUNCHER_LUADIR = "../share/lua/5.4",
-    LAUNCHER_LIBDIR = "../lib/lua/5.4",
   },
 }
--- The launcher finds its modules from where it lies; a wrapper would hide the name it is called by.
+-- The command is a program, not a script; a wrapper would hide the name it is called by.
 deploy = {
   wrap_bin_scripts = false,
 }

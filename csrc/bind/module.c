@@ -72,19 +72,6 @@ static int l_sync_directory(lua_State *L)
 	return 4;
 }
 
-/* core.stat(path) -> length, time of the last change in nanoseconds; nil when it is not there */
-static int l_stat(lua_State *L)
-{
-	struct stat st;
-	if (stat(luaL_checkstring(L, 1), &st)) {
-		lua_pushnil(L);
-		return 1;
-	}
-	lua_pushinteger(L, st.st_size);
-	lua_pushinteger(L, (lua_Integer)st.st_mtim.tv_sec * 1000000000 + st.st_mtim.tv_nsec);
-	return 2;
-}
-
 /* core.isatty(descriptor) */
 static int l_isatty(lua_State *L)
 {
@@ -95,7 +82,6 @@ static int l_isatty(lua_State *L)
 int luaopen_qcow2_core(lua_State *L)
 {
 	static const luaL_Reg functions[] = {{"realpath", l_realpath},
-					     {"stat", l_stat},
 					     {"isatty", l_isatty},
 					     {"sync_directory", l_sync_directory},
 					     {NULL, NULL}};

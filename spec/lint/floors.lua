@@ -13,6 +13,7 @@ local FLOORS = {
   check = { "base", "store", "format", "data", "meta", "image" },
   copy = { "base", "store", "format", "data", "meta", "image" },
   bind = {},
+  program = {},
 }
 
 -- Folders that do no I/O may not even see the calls for it.
@@ -43,8 +44,8 @@ local function check_c(path, complain)
     local open, name = line:match('^%s*#%s*include%s*([<"])([^>"]+)[>"]')
     local target = name and name:match("^([^/]+)/")
     if open == "<" and LUA_HEADERS[name] then
-      if folder ~= "bind" then
-        complain(path, number, "only csrc/bind may see Lua")
+      if folder ~= "bind" and folder ~= "program" then
+        complain(path, number, "only csrc/bind and csrc/program may see Lua")
       end
     elseif open == "<" then
       if PURE[folder] and (IO_HEADERS[name] or target == "sys") then

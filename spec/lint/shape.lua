@@ -14,7 +14,6 @@ local function everything()
       list[#list + 1] = path
     end
   end
-  list[#list + 1] = "lua/bin/qcow2"
   return list
 end
 

@@ -132,7 +132,7 @@ local function run_verb(context, verb, args, first)
   if values.output and values.output ~= "human" and values.output ~= "json" then
     return nil, "--output must be used with human or json as argument."
   end
-  collectgarbage("restart") -- the launcher stopped it
+  collectgarbage("restart") -- the program stopped it
   return verb.run(context, values)
 end
 
