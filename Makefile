@@ -269,8 +269,8 @@ install-lua: $(CORE) $(BIN)
 	@install -D -m 755 $(BIN) "$(D)$(BINDIR)/qcow2"
 	@echo "installed $(D)$(BINDIR)/qcow2, $(D)$(LUADIR)/qcow2, $(D)$(LIBDIR)/qcow2/core.so"
 install-c: $(LIB)
-	@set -e; for f in qcow2.h $$(sed -n 's/^#include "\(.*\)"/\1/p' csrc/qcow2.h | sort -u); do \
-		install -D -m 644 csrc/$$f "$(D)$(INCDIR)/qcow2/$$f"; done
+	@set -e; cd csrc; for f in qcow2.h qcow2/*.h $$(sed -n 's/^#include "\(.*def\)"/\1/p' qcow2/*.h | sort -u); do \
+		install -D -m 644 $$f "$(D)$(INCDIR)/qcow2/$$f"; done
 	@install -D -m 644 $(LIB) "$(D)$(ARDIR)/libqcow2.a"
 	@mkdir -p "$(D)$(ARDIR)/pkgconfig"
 	@printf '%s\n' 'Name: qcow2' 'Description: qcow2 disk images' 'Version: $(VERSION)' \

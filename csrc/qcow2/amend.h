@@ -1,0 +1,90 @@
+/* SPDX-License-Identifier: MIT
+ * Amending: long changes of one image, and its external data file. */
+#ifndef QCOW2_AMEND_H
+#define QCOW2_AMEND_H
+
+#include "qcow2/image.h"
+
+/*
+ * Long changes of one image, done in steps on the caller's thread: a step returns after about a tenth of a second
+ * with 1 (there is more), 0 (all is done) or the failure, which every later step repeats. gives: *done of *total.
+ * A task given up in the middle leaves the same disk, with a part of the change done. Between the steps the image is
+ * not used otherwise.
+ */
+struct qcow2_task;
+int qcow2_task_step(struct qcow2_task *task, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+/* NULL is fine. */
+void qcow2_task_free(struct qcow2_task *task);
+
+struct qcow2_amend_options {
+	uint32_t version;             /* 2 or 3; 0: as it is */
+	uint32_t refcount_bits;       /* 0: as it is */
+	int lazy_refcounts;           /* 1 on, 0 off, -1 as it is */
+	int data_raw;                 /* the same: the external data file alone is the disk at every moment */
+	struct qcow2_bytes data_name; /* data NULL: as it is */
+	bool set_backing; /* as `rebase -u`: the disk becomes what it is over the new backing file */
+	struct qcow2_bytes backing_name, backing_format; /* data NULL: none */
+	bool set_size, shrink;                           /* shrink: a smaller size is meant */
+	uint64_t size;
+};
+
+/*
+ * Changes what can be changed of an image that exists. needs: qcow2_image_begin_tables or qcow2_image_begin. All that
+ * can be refused is refused here; then each option is one switch of the header, and the disk's contents are the same
+ * at every instant. fails: `range`, `conflict`, `unsupported`; `missing` when a raw data file is wanted and the data
+ * file is not attached.
+ */
+int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options *options,
+		    struct qcow2_task **out, struct qcow2_error *err);
+
+/*
+ * The guest's clusters move from the image file to `data`, an external data file of this name. needs:
+ * qcow2_image_begin; `data` is writable, as long as the disk, and holds at each guest offset what this image alone
+ * (without its backing file) has there, zeros elsewhere. upholds: one switch of the header, after which the image is
+ * attached to `data`. raw: the file alone is the disk from then on. fails: as the check.
+ */
+int qcow2_image_externalize(struct qcow2_image *image, struct qcow2_store *data, struct qcow2_bytes name,
+			    bool raw, struct qcow2_error *err);
+/* Makes the file of an image with an external data file as short as its metadata: tables go to the lowest free places,
+ * the host gets the rest back. Again by switches of the header. */
+int qcow2_image_gather(struct qcow2_image *image, struct qcow2_error *err);
+/* Refuses what cannot be externalized: snapshots, version 2, a raw data file beside a backing file. */
+int qcow2_image_externalize_check(struct qcow2_image *image, bool raw, struct qcow2_error *err);
+
+/* The clusters of the external data file move into the image file; the data file is only read, and let go of. needs:
+ * qcow2_image_begin. One switch of the header; given up before, nothing has happened. */
+int qcow2_internalize_new(struct qcow2_image *image, struct qcow2_task **out, struct qcow2_error *err);
+
+/* What makes an external data file differ from the disk; words and meanings are in divergences.def. */
+enum qcow2_cause {
+#define CAUSE(NAME, word, meaning) QCOW2_CAUSE_##NAME,
+#include "image/divergences.def"
+#undef CAUSE
+	QCOW2_CAUSE_COUNT
+};
+
+struct qcow2_divergence {
+	enum qcow2_cause cause;
+	uint64_t offset, length; /* guest bytes; TAIL: bytes of the file behind the disk's end */
+};
+
+enum qcow2_resync {
+	QCOW2_RESYNC_NONE,
+	QCOW2_RESYNC_DATA,     /* the data file becomes what the guest reads */
+	QCOW2_RESYNC_METADATA, /* every entry becomes plain data: the guest reads what the data file holds */
+};
+
+/*
+ * Compares the external data file with the disk. needs: the data file is attached; for a resync qcow2_image_begin.
+ * fails: `conflict` without a data file, and for METADATA when there is a backing file.
+ */
+int qcow2_verify_new(struct qcow2_image *image, enum qcow2_resync resync, struct qcow2_task **out,
+		     struct qcow2_error *err);
+/* Number `index` of those found so far, in the disk's order; NULL past the last that is kept. */
+const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_task *task, uint64_t index);
+/* How many there are, kept or not, and how many of them the resync has mended. */
+void qcow2_verify_counts(const struct qcow2_task *task, uint64_t *found, uint64_t *mended);
+/* "zero", ... and a sentence without its period; NULL past the last. */
+const char *qcow2_cause_word(enum qcow2_cause cause, const char **meaning);
+
+#endif
