@@ -44,7 +44,9 @@ static int begin(struct q2_layers *layers, struct qcow2_error *err)
 	struct commit *commit = (struct commit *)layers;
 	if (commit->base->size >= commit->overlay->size)
 		return 0;
-	return qcow2_image_resize(commit->base, commit->overlay->size, 0, err);
+	int rc = qcow2_image_resize(commit->base, commit->overlay->size, 0, err);
+	/* A raw base has its new length on disk before writes behind the old one can give it another. */
+	return rc ? rc : qcow2_image_flush(commit->base, err);
 }
 
 static int finish(struct q2_layers *layers, struct qcow2_error *err)

@@ -73,17 +73,8 @@ local function opening(given)
   return o
 end
 
----@see qcow2.externalize
-function datafile.externalize(path, data_path, given)
-  check_path(path, "the image")
-  check_path(data_path, "the data file")
-  local o = options.check(given, externalize_options)
-  local img <close>, message, kind, errno = image.open(path, opening(o.image))
-  if not img then
-    return nil, message, kind, errno
-  end
-  local ok
-  ok, message, kind, errno = core.externalize_check(img, o.raw or false)
+local function move_out(img, path, data_path, o)
+  local ok, message, kind, errno = core.externalize_check(img, o.raw or false)
   if not ok then
     return nil, message, kind, errno
   end
@@ -124,7 +115,19 @@ function datafile.externalize(path, data_path, given)
   if not ok then
     return nil, "The data has moved, but the image file could not be made shorter: " .. message, kind, errno
   end
-  return img:close()
+  return true
+end
+
+---@see qcow2.externalize
+function datafile.externalize(path, data_path, given)
+  check_path(path, "the image")
+  check_path(data_path, "the data file")
+  local o = options.check(given, externalize_options)
+  local img <close>, message, kind, errno = image.open(path, opening(o.image))
+  if not img then
+    return nil, message, kind, errno
+  end
+  return image.close_after(img, move_out(img, path, data_path, o))
 end
 
 local internalize_options = { progress = "function", image = "table" }
@@ -137,16 +140,12 @@ function datafile.internalize(path, given)
   if not img then
     return nil, message, kind, errno
   end
-  local task, ok
+  local task
   task, message, kind, errno = core.internalize(img)
   if not task then
-    return nil, message, kind, errno
+    return image.close_after(img, nil, message, kind, errno)
   end
-  ok, message, kind, errno = run(task, o.progress)
-  if not ok then
-    return nil, message, kind, errno
-  end
-  return img:close()
+  return image.close_after(img, run(task, o.progress))
 end
 
 local verify_options = { resync = { "data", "metadata" }, progress = "function" }

@@ -295,6 +295,16 @@ function methods:close()
   return ok, message, kind, errno
 end
 
+-- Closes an image after work on it that answered the rest: true, or nil, message, kind, errno. The close of an image
+-- that failed only repeats its error; what it says counts when the work succeeded.
+function image.close_after(self, done, ...)
+  local closed, message, kind, errno = methods.close(self)
+  if done and not closed then
+    return nil, message, kind, errno
+  end
+  return done, ...
+end
+
 -- ---- properties ----------------------------------------------------------------------------
 
 local function header_property(name, compute)

@@ -260,6 +260,11 @@ function images.open(context, name, asked)
   return attached(image, name, asked.whole)
 end
 
+---Closes an image that was written to. What the work before answered counts most: after a failed write the close
+---only repeats it.
+---@type fun(image: qcow2.image, done: any, message?: string): any, string?
+images.close = require("qcow2.image").close_after
+
 ---A property that is read from the image's tables when it is asked for, and raises when they are damaged.
 ---@param image qcow2.image
 ---@param name string

@@ -153,10 +153,7 @@ local function change(context, values, mode, list)
     shown:update(done, total)
   end
   local done
-  done, message = image:amend(o)
-  if done then
-    done, message = image:close()
-  end
+  done, message = images.close(image, image:amend(o))
   shown:finish(done ~= nil)
   if not done then
     -- As qemu-img says it: the file is the one that was named.

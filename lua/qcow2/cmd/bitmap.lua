@@ -181,13 +181,10 @@ function bitmap.run(context, values)
     return nil, source_message
   end
   local done
-  done, message = take_all(image, name, values.steps, { granularity = granularity, source = source })
-  -- Steps that were done stay done, so their last flush counts in any case.
-  local closed, close_message = image:close()
+  done, message = images.close(image,
+    take_all(image, name, values.steps, { granularity = granularity, source = source }))
   if not done then
     return nil, message
-  elseif not closed then
-    return nil, close_message
   end
   return 0
 end

@@ -250,6 +250,7 @@ function check.run(context, values)
   end
   local report, why = report_on(image, values)
   if not report then
+    images.close(image)
     return nil, "Check failed: " .. why
   end
   if report.repaired then

@@ -66,10 +66,7 @@ function commit.run(context, values)
     return nil, message
   end
   local fine
-  fine, message = run_job(context, job, mode, 1)
-  if fine then
-    fine, message = image:close()
-  end
+  fine, message = images.close(image, run_job(context, job, mode, 1))
   if not fine then
     return nil, message
   end

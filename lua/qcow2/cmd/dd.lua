@@ -122,6 +122,9 @@ local function open_target(path, image, length)
     end
   end
   if not fine then
+    if made then
+      os.remove(path)
+    end
     target:close()
     return nil, message
   end

@@ -121,10 +121,7 @@ function rebase.run(context, values)
     name = nil
   end
   local fine
-  fine, message = change(context, values, image, name, mode)
-  if fine then
-    fine, message = image:close()
-  end
+  fine, message = images.close(image, change(context, values, image, name, mode))
   if not fine then
     return nil, message
   end

@@ -126,11 +126,9 @@ function snapshot.run(context, values)
   else
     fine, message = act(image, action, name)
   end
-  local closed, why = image:close()
+  fine, message = images.close(image, fine, message)
   if not fine then
     return nil, message
-  elseif not closed then
-    return nil, why
   end
   return 0
 end

@@ -83,14 +83,10 @@ function verify.run(context, values)
   end
   local shown = progress.start(context, mode, 1)
   local report
-  report, message = image:verify({ resync = resync, progress = function(done, total)
+  report, message = images.close(image, image:verify({ resync = resync, progress = function(done, total)
     shown:update(done, total)
-  end })
+  end }))
   shown:finish(report ~= nil)
-  if report and resync then
-    local closed, close_message = image:close()
-    report, message = closed and report or nil, close_message
-  end
   if not report then
     return nil, message
   end
