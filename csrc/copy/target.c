@@ -47,6 +47,15 @@ static int choose(struct qcow2_image *image, uint64_t offset, uint64_t length, s
 	bool own = run.has_host && run.kind != Q2_SUB_COMPRESSED && (run.copied || g->external_data);
 	uint64_t start = offset & (g->cluster_size - 1);
 	uint64_t clusters = start ? 0 : q2_min(run.length, length) >> g->cluster_bits;
+	/* With extended L2 clusters that hold nothing may have their place already. */
+	uint64_t fresh = own ? 0 : clusters;
+	if (fresh && g->extended_l2 && run.kind == Q2_SUB_UNALLOCATED) {
+		rc = q2_map_placeless(&image->map, q2_guest_at(offset), fresh << g->cluster_bits, &fresh,
+				      err);
+		if (rc)
+			return rc;
+		fresh >>= g->cluster_bits;
+	}
 	/* An entry of a broken image may name live metadata; qcow2_image_write refuses it. */
 	bool live = run.has_host && !g->external_data &&
 		    q2_guard_has(&image->meta.guard, run.host.v >> g->cluster_bits,
@@ -54,8 +63,8 @@ static int choose(struct qcow2_image *image, uint64_t offset, uint64_t length, s
 					 (run.host.v >> g->cluster_bits) + 1);
 	if (own && run.kind == Q2_SUB_DATA && !live)
 		*way = (struct way){run.length, true, false, run.host.v};
-	else if (!own && clusters && !image->meta.pending_punch.count)
-		return take_place(image, offset, clusters, way, err);
+	else if (fresh && !image->meta.pending_punch.count)
+		return take_place(image, offset, fresh, way, err);
 	else if (clusters)
 		*way = (struct way){clusters << g->cluster_bits, false, false, 0};
 	else

@@ -88,7 +88,15 @@ static int change_clusters(struct qcow2_image *image, uint64_t start, uint64_t e
 			rc = q2_map_find(&image->map, q2_guest_at(start), end - start, &run, err);
 		if (rc)
 			return rc;
-		if (run.length >= g->cluster_size && is_done(image, &run, fate)) {
+		bool done = run.length >= g->cluster_size && is_done(image, &run, fate);
+		/* Clusters that hold nothing may have a place all the same. */
+		if (done && g->extended_l2 && run.kind == Q2_SUB_UNALLOCATED && frees(fate)) {
+			rc = q2_map_placeless(&image->map, q2_guest_at(start), run.length, &run.length, err);
+			if (rc)
+				return rc;
+			done = run.length >= g->cluster_size;
+		}
+		if (done) {
 			start += q2_round_down(run.length, g->cluster_size);
 			continue;
 		}

@@ -340,3 +340,28 @@ int q2_map_entry(struct q2_map *map, q2_guest address, uint64_t *word, uint64_t 
 	*at = q2_host_at(p.l2_at + (uint64_t)p.l2_index * map->meta->geo.l2_entry_size);
 	return 0;
 }
+
+int q2_map_placeless(struct q2_map *map, q2_guest start, uint64_t limit, uint64_t *length,
+		     struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &map->meta->geo;
+	uint64_t at = start.v, end = start.v + limit;
+	int rc = q2_map_load(map, err);
+	while (!rc && at < end) {
+		struct place p = place_of(map, q2_guest_at(at));
+		const uint8_t *bytes;
+		uint32_t left = (1u << g->l2_bits) - p.l2_index, n = 0;
+		if (p.l2_at) {
+			rc = slice_of(map, &p, &bytes, &left, err);
+			while (!rc && n < left && !entry_at(g, bytes + (size_t)n * g->l2_entry_size).has_host)
+				n++;
+		} else {
+			n = left;
+		}
+		at += (uint64_t)n << g->cluster_bits;
+		if (n < left)
+			break;
+	}
+	*length = q2_min(at, end) - start.v;
+	return rc;
+}

@@ -59,6 +59,13 @@ int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_ru
 		struct qcow2_error *err);
 
 /*
+ * A run of kind UNALLOCATED says nothing of places: with extended L2 an entry may have one though it has nothing in
+ * it. needs: `start` is aligned. gives: how far (at most `limit`) the clusters from `start` on have none.
+ */
+int q2_map_placeless(struct q2_map *map, q2_guest start, uint64_t limit, uint64_t *length,
+		     struct qcow2_error *err);
+
+/*
  * One L2 entry, raw, of tables that q2_map_load may refuse as a whole. gives: the words in host order (bitmap 0 without extended L2) and where the entry
  * lies; *at.v == 0 and zero words where there is no L2 table.
  */

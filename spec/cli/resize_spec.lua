@@ -126,4 +126,22 @@ describe("resize", function()
       end
     end
   end
+
+  it("takes back the places of clusters with extended L2 that were only preallocated", function()
+    local path = dir .. "/a.qcow2"
+    qemu.create(path, { size = "2M", extended_l2 = true, preallocation = "metadata" })
+    sh.qcow2({ "resize", "--shrink", "a.qcow2", "600k" }, { cwd = dir })
+    local img <close> = assert(qcow2.open(path, { mode = "rw" }))
+    for cluster = 0, 31 do
+      assert.equal("unallocated", img.l1[0].l2[cluster].kind)
+      assert.equal(cluster < 10, img.l1[0].l2[cluster].host_offset ~= nil, cluster)
+    end
+    assert(img:resize("2M", { preallocation = "metadata" }))
+    assert(img:discard(0, 5 * 65536))
+    assert(img:flush())
+    assert.is_nil(img.l1[0].l2[4].host_offset)
+    assert.is_not_nil(img.l1[0].l2[5].host_offset)
+    assert(img:close())
+    assert.is_true(qemu.sound(path))
+  end)
 end)

@@ -101,6 +101,21 @@ describe("A copy into a new image", function()
     end)
   end
 
+  it("uses the places that were preallocated", function()
+    for _, extended in ipairs({ false, true }) do
+      local options = { extended_l2 = extended, preallocation = "metadata", size = #disk }
+      local store = assert(core.store_memory(""))
+      new_image(store, options):close()
+      local length = store:length()
+      local image <close> = assert(core.image_open(store, "qcow2"))
+      assert(raw.begin(image))
+      assert(run({ source_of(disk) }, image, { target_exists = true, target_is_zero = true }))
+      assert(raw.finish(image))
+      assert.equal(length, store:length())
+      assert.is_true(disk_of(bytes_of(store)) == disk)
+    end
+  end)
+
   it("looks like no image until all else is written, and flushes before it does", function()
     local power = assert(core.store_memory("")):power()
     local image <close> = new_image(power, { size = #disk, hidden = true })
