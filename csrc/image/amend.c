@@ -91,7 +91,7 @@ static int check_names(struct qcow2_image *image, const struct qcow2_amend_optio
 static int check_size(struct qcow2_image *image, const struct qcow2_amend_options *o, uint32_t version,
 		      struct qcow2_error *err)
 {
-	uint32_t bitmaps = 0, snapshots = 0;
+	uint32_t snapshots = 0;
 	if (!o->set_size || o->size == image->size)
 		return 0;
 	if (o->size > INT64_MAX - 511)
@@ -102,10 +102,7 @@ static int check_size(struct qcow2_image *image, const struct qcow2_amend_option
 			"Shrinking would lose what lies behind the new end; it has to be asked for (--force)");
 	if (q2_header_l1_entries(&image->meta.geo, o->size) > Q2_MAX_L1_BYTES / 8)
 		return refuse(err, QCOW2_E_RANGE, "The new size needs an L1 table that is too large");
-	int rc = qcow2_image_bitmap_count(image, &bitmaps, err);
-	if (!rc && bitmaps)
-		return refuse(err, QCOW2_E_UNSUPPORTED,
-			      "An image that has persistent bitmaps cannot be resized; remove them first");
+	int rc = q2_bitmaps_check_size(image, o->size, err);
 	if (!rc)
 		rc = qcow2_image_snapshot_count(image, &snapshots, err);
 	if (!rc && snapshots && image->meta.header.version < 3 && version < 3)

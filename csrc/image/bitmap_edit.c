@@ -132,8 +132,9 @@ static void old_directory(const struct qcow2_image *image, uint64_t *at, uint64_
 	}
 }
 
-/* Writes the directory, switches to it, frees what only the old one named. */
-static int install(struct qcow2_image *image, struct directory *dir, struct qcow2_error *err)
+/* Writes the directory, switches to it and with the same write to a disk of `size` bytes, frees what only the old one
+ * named. */
+static int install(struct qcow2_image *image, struct directory *dir, uint64_t size, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	const struct qcow2_header saved = meta->header;
@@ -164,6 +165,7 @@ static int install(struct qcow2_image *image, struct directory *dir, struct qcow
 			meta->header.autoclear_features |= Q2_AUTOCLEAR_BITMAPS;
 		else
 			meta->header.autoclear_features &= ~(uint64_t)Q2_AUTOCLEAR_BITMAPS;
+		meta->header.size = size;
 		rc = q2_head_store(image, &head, err);
 	}
 	q2_head_free(&head);
@@ -206,7 +208,7 @@ static int replace(struct qcow2_image *image, struct directory *dir, uint32_t in
 				rc = append_entry(dir, &b, err);
 		}
 	}
-	return rc ? rc : install(image, dir, err);
+	return rc ? rc : install(image, dir, image->meta.header.size, err);
 }
 
 int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, uint64_t granularity,
@@ -273,10 +275,12 @@ int qcow2_image_bitmap_remove(struct qcow2_image *image, uint32_t index, struct 
 /* An inconsistent bitmap can only be removed (specification: IN_USE means its bits cannot be trusted). */
 static int usable(struct qcow2_image *image, uint32_t index, struct qcow2_bitmap *b, struct qcow2_error *err)
 {
+	char name[256];
 	int rc = qcow2_image_bitmap(image, index, b, err);
 	if (!rc && b->in_use)
 		rc = q2_error_set(err, QCOW2_E_CONFLICT, b->offset,
-				  "The bitmap is inconsistent (marked in use) and can only be removed");
+				  "Bitmap '%s' is inconsistent (marked in use) and can only be removed",
+				  q2_error_escape(name, sizeof name, b->name.data, b->name.length));
 	return rc;
 }
 
@@ -296,13 +300,13 @@ int qcow2_image_bitmap_enable(struct qcow2_image *image, uint32_t index, bool en
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
-/* Writes changed bits and a new table beside the old ones and switches to them. */
-static int rewrite(struct qcow2_image *image, uint32_t index, struct qcow2_bitmap *b, struct q2_bits *bits,
-		   struct qcow2_error *err)
+/* Writes changed bits and a new table beside the old ones, which are to be freed. gives: *b names the new table. */
+static int write_bits(struct qcow2_image *image, struct directory *dir, struct qcow2_bitmap *b,
+		      struct q2_bits *bits, struct qcow2_error *err)
 {
-	struct directory dir = {0};
 	uint32_t cluster_size = image->meta.geo.cluster_size;
-	int rc = push_span(&dir.freed, b->table_offset >> image->meta.geo.cluster_bits,
+	unsigned cluster_bits = image->meta.geo.cluster_bits;
+	int rc = push_span(&dir->freed, b->table_offset >> cluster_bits,
 			   q2_div_up(b->table_entries * 8ull, cluster_size), err);
 	q2_auto uint64_t *raw = q2_new(bits->entries, 8);
 	if (!rc && !raw)
@@ -311,20 +315,92 @@ static int rewrite(struct qcow2_image *image, uint32_t index, struct qcow2_bitma
 		uint64_t old = bits->table[p] & Q2_OFFSET_MASK;
 		if (bits->pages[p]) {
 			if (old)
-				rc = push_span(&dir.freed, old >> image->meta.geo.cluster_bits, 1, err);
+				rc = push_span(&dir->freed, old >> cluster_bits, 1, err);
 			bool zero = bits->pages[p][0] == 0 &&
 				    !memcmp(bits->pages[p], bits->pages[p] + 1, cluster_size - 1);
 			bits->table[p] = 0;
 			if (!rc && !zero)
-				rc = write_fresh(image, &dir, bits->pages[p], cluster_size, &bits->table[p],
+				rc = write_fresh(image, dir, bits->pages[p], cluster_size, &bits->table[p],
 						 err);
 		}
 		raw[p] = htobe64(bits->table[p]);
 	}
-	if (!rc)
-		rc = write_fresh(image, &dir, raw, bits->entries * 8ull, &b->table_offset, err);
+	b->table_entries = bits->entries;
+	return rc ? rc : write_fresh(image, dir, raw, bits->entries * 8ull, &b->table_offset, err);
+}
+
+/* Writes changed bits and switches to them. */
+static int rewrite(struct qcow2_image *image, uint32_t index, struct qcow2_bitmap *b, struct q2_bits *bits,
+		   struct qcow2_error *err)
+{
+	struct directory dir = {0};
+	int rc = write_bits(image, &dir, b, bits, err);
 	if (!rc)
 		rc = replace(image, &dir, index, b, err);
+	directory_free(&dir);
+	return rc;
+}
+
+int q2_bitmaps_check_size(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+{
+	uint32_t count = 0;
+	int rc = qcow2_image_bitmap_count(image, &count, err);
+	for (uint32_t i = 0; i < count && !rc; i++) {
+		struct qcow2_bitmap b;
+		struct q2_bits bits = {0};
+		rc = usable(image, i, &b, err);
+		if (!rc)
+			rc = q2_bits_load(image, &b, &bits, err);
+		q2_bits_free(&bits);
+		if (!rc && q2_div_up(q2_div_up(size, b.granularity), 8ull * image->meta.geo.cluster_size) >
+				   Q2_MAX_BITMAP_TABLE)
+			rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+					  "A bitmap of granularity %" PRIu64
+					  " would have too many bits for a disk of %" PRIu64 " bytes",
+					  b.granularity, size);
+	}
+	return rc;
+}
+
+/* The bits and the table of one bitmap for a disk of `size` bytes; what only the old table names is to be freed. */
+static int fit(struct qcow2_image *image, struct directory *dir, struct qcow2_bitmap *b, uint64_t size,
+	       struct qcow2_error *err)
+{
+	struct q2_bits bits = {0};
+	int rc = q2_bits_load(image, b, &bits, err);
+	uint32_t entries = q2_bits_entries(image, size, bits.granularity_bits);
+	for (uint32_t p = entries; p < bits.entries && !rc; p++)
+		if (bits.table[p] & Q2_OFFSET_MASK)
+			rc = push_span(&dir->freed,
+				       (bits.table[p] & Q2_OFFSET_MASK) >> image->meta.geo.cluster_bits, 1,
+				       err);
+	if (!rc)
+		rc = q2_bits_resize(image, &bits, size, err);
+	if (!rc)
+		rc = write_bits(image, dir, b, &bits, err);
+	q2_bits_free(&bits);
+	return rc;
+}
+
+int q2_bitmaps_resize(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+{
+	struct directory dir = {0};
+	uint32_t count = 0;
+	int rc = qcow2_image_bitmap_count(image, &count, err);
+	for (uint32_t i = 0; i < count && !rc; i++) {
+		struct qcow2_bitmap b;
+		rc = qcow2_image_bitmap(image, i, &b, err);
+		if (!rc)
+			rc = fit(image, &dir, &b, size, err);
+		if (!rc)
+			rc = append_entry(&dir, &b, err);
+	}
+	if (!rc && count) {
+		rc = install(image, &dir, size, err);
+	} else if (!rc) {
+		image->meta.header.size = size;
+		rc = q2_commit_header(&image->meta, err);
+	}
 	directory_free(&dir);
 	return rc;
 }

@@ -22,8 +22,9 @@ int q2_bits_load(struct qcow2_image *image, const struct qcow2_bitmap *bitmap, s
 		return q2_error_set(err, QCOW2_E_UNSUPPORTED, bitmap->offset,
 				    "Bitmap at offset %#" PRIx64 " is of a kind that cannot be changed",
 				    bitmap->offset);
-	uint64_t needed =
-		q2_div_up(q2_div_up(image->size, bitmap->granularity), 8ull * image->meta.geo.cluster_size);
+	/* On disk bitmaps and the header's size change together; image->size may be ahead while a disk grows. */
+	uint64_t needed = q2_div_up(q2_div_up(image->meta.header.size, bitmap->granularity),
+				    8ull * image->meta.geo.cluster_size);
 	if (bitmap->table_entries < needed || bitmap->table_entries > Q2_MAX_BITMAP_TABLE)
 		return q2_error_set(err, QCOW2_E_CORRUPT, bitmap->offset,
 				    "Bitmap table of %" PRIu32 " entries does not fit the disk",
@@ -102,5 +103,34 @@ int q2_bits_change(struct qcow2_image *image, struct q2_bits *bits, uint64_t off
 		change_bits(bits->pages[page], bit % per_page, bit % per_page + (stop - bit), value);
 		bit = stop;
 	}
+	return 0;
+}
+
+int q2_bits_resize(struct qcow2_image *image, struct q2_bits *bits, uint64_t size, struct qcow2_error *err)
+{
+	uint64_t per_page = 8ull * image->meta.geo.cluster_size;
+	uint64_t kept = q2_div_up(q2_min(size, image->meta.header.size), 1ull << bits->granularity_bits);
+	uint32_t entries = q2_bits_entries(image, size, bits->granularity_bits),
+		 page = (uint32_t)(kept / per_page);
+	/* What an entry or a page says behind the shorter disk's end is no bit of it. */
+	if (page < bits->entries && kept % per_page && bits->table[page]) {
+		int rc = load_page(image, bits, page, err);
+		if (rc)
+			return rc;
+		change_bits(bits->pages[page], kept % per_page, per_page, false);
+	}
+	q2_auto uint64_t *table = q2_new(entries, sizeof *table);
+	q2_auto uint8_t **pages = q2_new(entries, sizeof *pages);
+	if (!table || !pages)
+		return q2_error_nomem(err);
+	uint32_t both = (uint32_t)q2_min(q2_min(entries, bits->entries), q2_div_up(kept, per_page));
+	for (uint32_t p = 0; p < both; p++) {
+		table[p] = bits->table[p];
+		pages[p] = bits->pages[p];
+		bits->pages[p] = NULL;
+	}
+	unsigned granularity_bits = bits->granularity_bits;
+	q2_bits_free(bits);
+	*bits = (struct q2_bits){granularity_bits, entries, q2_take(&table), q2_take(&pages)};
 	return 0;
 }

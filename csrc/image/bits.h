@@ -27,4 +27,8 @@ void q2_bits_free(struct q2_bits *bits);
 int q2_bits_change(struct qcow2_image *image, struct q2_bits *bits, uint64_t offset, uint64_t length,
 		   bool value, struct qcow2_error *err);
 
+/* As many bits as a disk of `size` bytes needs in place of the disk that meta.header.size tells of: bits that are new
+ * are clear. */
+int q2_bits_resize(struct qcow2_image *image, struct q2_bits *bits, uint64_t size, struct qcow2_error *err);
+
 #endif

@@ -120,6 +120,14 @@ int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, u
 int q2_image_hide(struct qcow2_image *image, struct qcow2_error *err);
 int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err);
 
+/* ---- bitmaps and the disk's size (bitmap_edit.c) --------------------------------------------- */
+
+/* Can all bitmaps become those of a disk of `size` bytes? fails: `conflict` for one that is inconsistent, `range`. */
+int q2_bitmaps_check_size(struct qcow2_image *image, uint64_t size, struct qcow2_error *err);
+/* The size in the header, and with the same write the bitmaps: bits behind the smaller disk's end are clear in the
+ * new ones. needs: q2_bitmaps_check_size; nothing is tracked (q2_track_end). */
+int q2_bitmaps_resize(struct qcow2_image *image, uint64_t size, struct qcow2_error *err);
+
 /* ---- bitmaps that follow writes (bitmap_track.c) -------------------------------------------- */
 
 /* Before the first write: every enabled bitmap is marked in use on disk. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * The disk's size: grown or shrunk with one switch of the header (invariant 5). */
+ * The disk's size, and with it the bitmaps: grown or shrunk with one switch of the header (invariant 5). */
 #include "image/image.h"
 #include "image/preallocate.h"
 #include "meta/link.h"
@@ -136,10 +136,8 @@ static int grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocati
 		rc = q2_preallocate(image, old, mode, err);
 	if (!rc)
 		rc = q2_commit_flush(meta, err);
-	if (!rc) {
-		meta->header.size = size;
-		rc = q2_commit_header(meta, err);
-	}
+	if (!rc)
+		rc = q2_bitmaps_resize(image, size, err);
 	if (rc)
 		image->size = image->map.size = old;
 	return rc;
@@ -152,10 +150,8 @@ static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *
 	uint32_t cluster_size = meta->geo.cluster_size;
 	uint64_t old = image->size;
 	int rc = q2_commit_flush(meta, err);
-	if (rc)
-		return rc;
-	meta->header.size = size;
-	rc = q2_commit_header(meta, err);
+	if (!rc)
+		rc = q2_bitmaps_resize(image, size, err);
 	if (rc)
 		return rc;
 	image->size = image->map.size = size;
@@ -183,10 +179,10 @@ static int resize_raw(struct qcow2_image *image, uint64_t size, enum qcow2_preal
 	return rc;
 }
 
-static int resize(struct qcow2_image *image, uint64_t size, bool may_shrink, enum qcow2_preallocation mode,
-		  struct qcow2_error *err)
+static int change_size(struct qcow2_image *image, uint64_t size, bool may_shrink,
+		       enum qcow2_preallocation mode, struct qcow2_error *err)
 {
-	uint32_t snapshots = 0, bitmaps = 0;
+	uint32_t snapshots = 0;
 	int rc = q2_edit_begin(image, err);
 	/* A raw file may end inside the disk's last sector. */
 	if (rc || (size == image->size && !image->raw))
@@ -207,14 +203,22 @@ static int resize(struct qcow2_image *image, uint64_t size, bool may_shrink, enu
 		rc = q2_error_set(err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
 				  "A version 2 image that has snapshots cannot be resized");
 	if (!rc)
-		rc = qcow2_image_bitmap_count(image, &bitmaps, err);
-	if (!rc && bitmaps)
-		rc = q2_error_set(
-			err, QCOW2_E_UNSUPPORTED, Q2_NO_OFFSET,
-			"An image that has persistent bitmaps cannot be resized; remove them first");
+		rc = q2_bitmaps_check_size(image, size, err);
 	if (rc)
 		return rc;
 	return size > image->size ? grow(image, size, mode, err) : shrink(image, size, err);
+}
+
+/* What lies behind the end of the smaller disk is in no bitmap, so none has to follow. */
+static int resize(struct qcow2_image *image, uint64_t size, bool may_shrink, enum qcow2_preallocation mode,
+		  struct qcow2_error *err)
+{
+	int rc = q2_track_end(image, err);
+	image->edited = true;
+	if (!rc)
+		rc = change_size(image, size, may_shrink, mode, err);
+	image->edited = false;
+	return rc;
 }
 
 int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags, struct qcow2_error *err)

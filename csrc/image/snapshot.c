@@ -280,9 +280,15 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 	uint64_t entries = rc ? 0 : q2_max(s.l1_entries, q2_header_l1_entries(g, s.size));
 	if (!rc && entries > Q2_MAX_L1_BYTES / 8)
 		rc = q2_error_set(err, QCOW2_E_CORRUPT, s.offset, "Snapshot disk size is too large");
-	if (!rc && image->tracks.count && s.size != image->size)
-		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				  "The snapshot's disk has another size than the one that bitmaps follow");
+	uint32_t bitmaps = 0;
+	if (!rc)
+		rc = qcow2_image_bitmap_count(image, &bitmaps, err);
+	if (!rc && bitmaps && s.size != image->size)
+		rc = q2_error_set(
+			err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+			"The snapshot's disk has another size than the one that the bitmaps tell of; "
+			"resize the disk to %" PRIu64 " bytes first",
+			s.size);
 	if (!rc)
 		rc = q2_track_mark(image, 0, image->size, err);
 	if (!rc && !(from = q2_new(entries, sizeof *from)))

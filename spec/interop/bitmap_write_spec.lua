@@ -2,8 +2,10 @@
 -- Bitmaps that ours made and changed, judged by QEMU: sound images, the same bitmaps, kept up to date by its writes.
 local decoder = require("spec.support.decoder")
 local qcow2 = require("qcow2")
+local poke = require("spec.support.poke")
 local qemu = require("spec.support.qemu")
 local random = require("spec.support.random")
+local sh = require("spec.support.sh")
 local tmp = require("spec.support.tmp")
 
 local function ranges(img, name)
@@ -45,8 +47,18 @@ describe("Bitmaps made by ours", function()
           for at = 0, (size + g - 1) // g - 1 do model[name][at] = "." end
         end
         local names = { "a", "b", "c" }
-        for _ = 1, 60 do
-          local name, what = rng:pick(names), rng:int(1, 6)
+        -- New bits are clear, bits behind the end are gone.
+        local function resize(wanted)
+          assert(img:resize(wanted, { shrink = true }))
+          for name, g in pairs(granularity) do
+            local old, new = (size + g - 1) // g, (wanted + g - 1) // g
+            for at = old, new - 1 do model[name][at] = "." end
+            for at = new, old - 1 do model[name][at] = nil end
+          end
+          size = wanted
+        end
+        for _ = 1, 80 do
+          local name, what = rng:pick(names), rng:int(1, 7)
           local offset = rng:int(0, size - 1)
           local length = rng:int(1, math.min(200000, size - offset))
           if what == 1 then
@@ -70,6 +82,8 @@ describe("Bitmaps made by ours", function()
             fill("b", offset, length, "#")
           elseif what == 5 then
             assert(img:flush())
+          elseif what == 6 then
+            resize(rng:int(1, 12 << 20) // 512 * 512 + 512)
           else
             assert(img:close())
             assert(qemu.sound(path))
@@ -105,6 +119,72 @@ describe("Bitmaps made by ours", function()
     assert.equal(1, #info)
     assert.equal("b", info[1].name)
     assert.same({ "auto" }, info[1].flags)
+  end)
+
+  it("grow and shrink with the disk as QEMU's do", function()
+    for _, cluster_size in ipairs({ 512, 65536 }) do
+      local ours, theirs = tmp.path(), tmp.path()
+      for _, path in ipairs({ ours, theirs }) do
+        qemu.create(path, { size = 1000448, cluster_size = cluster_size })
+        qemu.bitmap(path, "follows", "--add", "-g", "512")
+        qemu.bitmap(path, "stands", "--add", "--disable", "-g", "64k")
+        qemu.io(path, { "write 0 64k", "write 900k 70k" })
+        qemu.bitmap(path, "stands", "--merge", "follows")
+      end
+      for _, size in ipairs({ 3 << 20, 950 * 1024, 3 << 20, 100 << 20, 922112, 512, 1 << 20 }) do
+        qemu.resize(theirs, tostring(size), "--shrink")
+        do
+          local img <close> = assert(qcow2.open(ours, { mode = "rw" }))
+          assert(img:resize(size, { shrink = true }))
+        end
+        assert(qemu.sound(ours))
+        local a <close> = assert(qcow2.open(ours))
+        local b <close> = assert(qcow2.open(theirs))
+        for _, name in ipairs({ "follows", "stands" }) do assert.same(ranges(b, name), ranges(a, name)) end
+        assert.same(qemu.info(theirs)["format-specific"].data.bitmaps, qemu.info(ours)["format-specific"].data.bitmaps)
+      end
+    end
+  end)
+
+  it("keep the disk from being resized when one of them is inconsistent", function()
+    local path = tmp.path()
+    qemu.create(path, { size = "1M" })
+    qemu.bitmap(path, "sound", "--add")
+    qemu.bitmap(path, "left in use", "--add")
+    local at
+    do
+      local img <close> = assert(qcow2.open(path))
+      at = img.bitmaps[2].offset
+    end
+    poke.bytes(path, at + 12, string.pack(">I4", 3))
+    local before = sh.slurp(path)
+    local img <close> = assert(qcow2.open(path, { mode = "rw" }))
+    for _, size in ipairs({ 2 << 20, 512 }) do
+      local done, message, kind = img:resize(size, { shrink = true })
+      assert.is_nil(done)
+      assert.equal("conflict", kind)
+      assert.truthy(message:find("Bitmap 'left in use' is inconsistent", 1, true))
+    end
+    assert.equal(before, sh.slurp(path))
+    assert(img:bitmap_remove("left in use"))
+    assert(img:resize(2 << 20))
+  end)
+
+  it("keep a snapshot of another size from being applied, also those that follow nothing", function()
+    local path = tmp.path()
+    qemu.create(path, { size = "1M" })
+    local img <close> = assert(qcow2.open(path, { mode = "rw" }))
+    assert(img:snapshot_create("small"))
+    assert(img:resize("64M"))
+    assert(img:bitmap_add("b", { disabled = true, granularity = 512 }))
+    local done, message, kind = img:snapshot_apply("small")
+    assert.is_nil(done)
+    assert.equal("conflict", kind)
+    assert.truthy(message:find("resize the disk to 1048576 bytes first", 1, true))
+    assert(img:resize("1M", { shrink = true }))
+    assert(img:snapshot_apply("small"))
+    assert(img:close())
+    assert(qemu.sound(path))
   end)
 
   it("leave no cluster behind when all are removed", function()

@@ -149,7 +149,7 @@ function steps.flush(self)
 end
 
 function steps.resize(self)
-  if self.version == 2 and next(self.snapshots) or self.plan.bitmaps then return end
+  if self.version == 2 and next(self.snapshots) then return end
   local size = self.rng:int(1, math.max(5000, 3 * self.cluster_size // SECTOR)) * SECTOR
   local mode = self.rng:pick { "off", "off", "off", "metadata", "falloc", "full" }
   if size > #self.disk and mode ~= "off" and not self.plan.backing then
@@ -158,6 +158,8 @@ function steps.resize(self)
     self:ok(self.img:resize(size, { shrink = true }))
   end
   self.disk = cut(self.disk, size)
+  -- What the disk grows by is clean.
+  for name, start in pairs(self.bitmaps) do self.bitmaps[name] = cut(start, size) end
 end
 
 function steps.reopen(self)

@@ -117,7 +117,9 @@ function predict.discard(self, offset, length)
   return low < high and put(self.disk, low, zeros(high - low)) or self.disk
 end
 
+-- What the disk grows by is clean in every bitmap.
 function predict.set_size(self, size)
+  for name, start in pairs(self.bitmaps) do self.bitmaps[name] = start and cut(start, size) end
   return cut(self.disk, size)
 end
 
