@@ -67,6 +67,29 @@ function Inputs:tables()
   end)
 end
 
+---The same with an internal snapshot, "first".
+function Inputs:tables_snapshot()
+  return self:once(self:sized("tables-snapshot.qcow2"), function(path)
+    shell.run({ "cp", "--sparse=always", self:tables(), path })
+    shell.run({ "qemu-img", "snapshot", "-c", "first", path })
+  end)
+end
+
+---As large, empty but for bitmaps "from", which has bits in 4096 places, and "into", which has none.
+function Inputs:bitmaps()
+  return self:once(self:sized("bitmaps.qcow2"), function(path)
+    create(path, self:tables_size())
+    shell.run({ "qemu-img", "bitmap", "--add", path, "from" })
+    local step, lines = self:tables_size() // 4096, {}
+    for i = 0, 4095 do
+      lines[#lines + 1] = ("write -q -z %d 64k\n"):format(i * step)
+    end
+    shell.feed({ "qemu-io", "-f", "qcow2", "-t", "writeback", path }, table.concat(lines))
+    shell.run({ "qemu-img", "bitmap", "--disable", path, "from" })
+    shell.run({ "qemu-img", "bitmap", "--add", path, "into" })
+  end)
+end
+
 ---The same with an external data file.
 function Inputs:tables_data_file()
   local data = self.dir .. "/" .. self:sized("tables-side.raw")
@@ -157,6 +180,27 @@ end
 function Inputs:disk_qcow2()
   return self:once(self:sized("disk.qcow2"), function(path)
     shell.run({ "qemu-img", "convert", "-f", "raw", "-O", "qcow2", self:disk_raw(), path })
+  end)
+end
+
+---The first quarter of that file system's bytes.
+function Inputs:disk_part_raw()
+  return self:once(self:sized("disk-part.raw"), function(path)
+    shell.run({ "cp", "--sparse=always", self:disk_raw(), path })
+    shell.run({ "truncate", "-s", self:disk_size() // 4, path })
+  end)
+end
+
+---Changes of a quarter of that disk, in 256 KiB of every MiB: an image whose backing file it is.
+function Inputs:overlay()
+  local base = self:disk_qcow2()
+  return self:once(self:sized("overlay.qcow2"), function(path)
+    shell.run({ "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, path })
+    local lines = {}
+    for i = 0, self:disk_size() // MIB - 1 do
+      lines[#lines + 1] = ("write -q -P %d %d 256k\n"):format(i % 255 + 1, i * MIB + i % 13 * 64 * KIB)
+    end
+    shell.feed({ "qemu-io", "-f", "qcow2", "-t", "writeback", path }, table.concat(lines))
   end)
 end
 

@@ -11,12 +11,17 @@
 -- Every file of spec/bench/groups is a function of the bench that gives a list of workloads:
 --   name        unique; the group's name is put before it
 --   runs        at most so many runs (long ones)
---   contenders  function(bench): list of { label, command }, ours first; or { label, command, rate = true } when
---               the program itself prints how many operations a second it did. A command may write a file named
---               by bench:output(label): it is removed before every run and at the end. `reads` lists files whose
---               data is brought into the page cache before every run.
+--   contenders  function(bench): list of contenders, ours first. A contender has
+--                 label    unique in the workload
+--                 command  what is timed. It may make or change files named by bench:output(label, ...): all are
+--                          removed before every run and at the end
+--                 prepare  list of commands that run before every run and are not timed
+--                 reads    files whose data is brought into the page cache before every run
+--                 format   of its output, "raw" by default
+--                 rate     true when the command prints how many operations a second it did; or function(text)
+--                          that gives it from what was printed
 --   targets     list of targets, see spec/bench/judge.lua
---   same        all outputs must hold the same bytes (looked at once, after the warm-up)
+--   same        all outputs must hold the same disk (looked at once, after the warm-up)
 --   note        function(bench): a sentence for the table, or nothing
 package.path = "./?.lua;" .. package.path
 
@@ -24,7 +29,7 @@ local inputs = require("spec.bench.inputs")
 local judge = require("spec.bench.judge")
 local shell = require("spec.bench.shell")
 
-local GROUPS = { "reading" }
+local GROUPS = { "reading", "writing", "managing" }
 
 -- What takes less than this (seconds) runs eight times as often: it is noisier and costs nothing.
 local SHORT = 0.1
@@ -98,10 +103,13 @@ local function open_bench(options)
   return self
 end
 
----Where a contender's output goes: in `dir`, by default the bench's own.
-function Bench:output(label, dir)
-  local path = ("%s/out-%s"):format(dir or self.dir, label)
-  self.outputs[label] = path
+---A file that a contender makes or changes: in `dir`, by default the bench's own. The first that is asked for is its
+---output, which is measured and compared; others have a name.
+function Bench:output(label, name, dir)
+  local path = ("%s/out-%s"):format(dir or self.dir, label:gsub("%W", "-"))
+  path = name and path .. "-" .. name or path
+  self.outputs[label] = self.outputs[label] or {}
+  table.insert(self.outputs[label], path)
   return path
 end
 
@@ -130,16 +138,24 @@ function Bench:room(bytes)
 end
 
 function Bench:remove_outputs()
-  for _, path in pairs(self.outputs) do
-    os.remove(path)
+  for _, paths in pairs(self.outputs) do
+    for _, path in ipairs(paths) do
+      os.remove(path)
+    end
   end
 end
 
--- Runs a contender once. gives: { wall, user, sys, memory (KiB), rate }.
+-- Runs a contender once. gives: { wall, user, sys, memory (KiB), rate, length (of its output) }.
 function Bench:time(contender)
-  local path = self.outputs[contender.label]
-  if path then
+  local paths = self.outputs[contender.label]
+  for _, path in ipairs(paths or {}) do
     os.remove(path)
+  end
+  for _, command in ipairs(contender.prepare or {}) do
+    shell.run(command)
+  end
+  if paths then
+    -- What others left to be written is not this run's to pay for.
     shell.run("sync")
   end
   local printed = self.dir .. "/stdout"
@@ -157,8 +173,12 @@ function Bench:time(contender)
   local sample = { wall = tonumber(wall), user = tonumber(user), sys = tonumber(sys), memory = tonumber(memory) }
   if contender.rate then
     local file <close> = assert(io.open(printed))
-    sample.rate = assert(file:read("n"), "no rate was printed")
+    local text = file:read("a")
+    local rate = contender.rate == true and text:match("^%d+") or contender.rate ~= true and contender.rate(text)
+    sample.rate = assert(tonumber(rate), "no rate was printed")
   end
+  local output <close> = paths and io.open(paths[1], "rb")
+  sample.length = output and output:seek("end")
   return sample
 end
 
@@ -183,19 +203,22 @@ local function summary(contender, samples)
   if contender.rate then
     result.rate = middle(samples, function(s) return s.rate end)
   end
+  if samples[1].length then
+    result.length = middle(samples, function(s) return s.length end)
+  end
   return result
 end
 
 -- The outputs of all contenders, byte by byte but for holes.
 local function compare_outputs(bench, contenders)
-  local first
+  local first, first_format
   for _, contender in ipairs(contenders) do
-    local path = bench.outputs[contender.label]
+    local path, format = (bench.outputs[contender.label] or {})[1], contender.format or "raw"
     if path and first then
-      local format = contender.format or "raw"
-      shell.run({ "qemu-img", "compare", "-f", format, "-F", format, first, path })
+      shell.run({ "qemu-img", "compare", "-f", first_format, "-F", format, first, path })
+    elseif path then
+      first, first_format = path, format
     end
-    first = first or path
   end
 end
 

@@ -1,29 +1,13 @@
 -- SPDX-License-Identifier: MIT
 -- Reading: info, map, conversion to raw, expansion, random reads from Lua.
+local contenders = require("spec.bench.contenders")
+
+local both, reading = contenders.both, contenders.reading
+
 local TIB = 1 << 40
 
--- The same command line for both programs.
-local function both(bench, ...)
-  return {
-    { label = "qcow2", command = { bench.program, ... } },
-    { label = "qemu-img", command = { "qemu-img", ... } },
-  }
-end
-
-local function reading(list, ...)
-  for _, one in ipairs(list) do
-    one.reads = { ... }
-  end
-  return list
-end
-
 local function to_raw(bench, source, dir)
-  local list = {}
-  for _, one in ipairs(reading(both(bench, "convert", "-f", "qcow2", "-O", "raw", source), source)) do
-    table.insert(one.command, bench:output(one.label, dir))
-    list[#list + 1] = one
-  end
-  return list
+  return contenders.converting(bench, { from = "qcow2", to = "raw", dir = dir }, source)
 end
 
 -- The largest sparse file that can be made here, up to 64 TiB: ext4 ends at 16 TiB.
@@ -89,14 +73,14 @@ return function(bench)
       end,
     },
     {
-      name = "map, 1 TiB, all tables",
+      name = "map, 1 TiB of tables",
       targets = { { faster = 10, than = "qemu-img" }, memory },
       contenders = function()
         return reading(both(bench, "map", "--output=json", inputs:tables()), inputs:tables())
       end,
     },
     {
-      name = "map, 1 TiB data file, all tables",
+      name = "map, 1 TiB of tables, data file",
       targets = { { faster = 10, than = "qemu-img" }, memory },
       contenders = function()
         return reading(both(bench, "map", "--output=json", inputs:tables_data_file()), inputs:tables_data_file())
@@ -119,11 +103,7 @@ return function(bench)
       targets = { { within = 1.15, of = "cp" }, { faster = 1, than = "qemu-img" }, memory },
       contenders = function()
         local list = to_raw(bench, inputs:disk_qcow2())
-        table.insert(list, {
-          label = "cp",
-          command = { "cp", "--sparse=auto", inputs:disk_raw(), bench:output("cp") },
-          reads = { inputs:disk_raw() },
-        })
+        table.insert(list, contenders.cp(bench))
         return list
       end,
     },
@@ -135,7 +115,12 @@ return function(bench)
       contenders = function()
         local image, count = inputs:cached(), bench.small and 200000 or 1000000
         return {
-          { label = "lua", rate = true, reads = { image }, command = bench:script("random_read", image, count) },
+          {
+            label = "lua",
+            rate = true,
+            reads = { image },
+            command = bench:script("random_access", "read", image, count),
+          },
           {
             label = "pread",
             rate = true,
