@@ -46,7 +46,16 @@ local function misuse(message, ...)
   error(message:format(...), 4)
 end
 
-local function check(given)
+-- The target's format when none is named: qcow2 when its name or an option says so.
+local function default_format(o, path)
+  local is_qcow2 = type(path) ~= "string" or path:lower():find("%.qcow2$") ~= nil
+  for _, name in ipairs(qcow2_only) do
+    is_qcow2 = is_qcow2 or o[name] ~= nil
+  end
+  return is_qcow2 and "qcow2" or "raw"
+end
+
+local function check(given, path)
   local o = {}
   for key, value in pairs(options.check(given, known, 4)) do
     o[key] = value
@@ -54,7 +63,7 @@ local function check(given)
   o.sparse_size = size.argument(o.sparse_size, "sparse_size") or SPARSE_SIZE
   o.rate = size.argument(o.rate, "rate")
   o.start, o.length = size.argument(o.start, "start"), size.argument(o.length, "length")
-  o.format = o.format or "raw"
+  o.format = o.format or default_format(o, path)
   if o.sparse_size % SECTOR ~= 0 then
     misuse("sparse_size must be a multiple of %d", SECTOR)
   elseif o.threads and o.threads < 1 then
@@ -410,7 +419,7 @@ end
 
 ---@see qcow2.convert
 return function(source, path, given)
-  local o = check(given)
+  local o = check(given, path)
   local sources = check_sources(source)
   if type(path) ~= "string" and not (is_image(path) and o.target_exists and o.format == "qcow2") then
     error("target must be a path, not " .. type(path), 2)

@@ -162,7 +162,7 @@ function methods:extents(given)
       length = length - (last.offset + last.length - start)
       start = last.offset + last.length
     end
-    return batch[index]
+    return setmetatable(batch[index], tables.extent_meta)
   end
 end
 
@@ -321,8 +321,8 @@ for _, name in ipairs({ "path", "format", "mode", "data_path" }) do
 end
 
 properties.size = raw.disk_bytes
-properties.header = raw.header_fields
-properties.extensions = raw.extension_list
+properties.header = tables.header
+properties.extensions = tables.extensions
 
 header_property("version", function(h) return h.version end)
 header_property("cluster_size", function(h) return 1 << h.cluster_bits end)

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- An image's tables as live values: each entry is read from the image when it is asked for.
 local core = require("qcow2.core")
+local references = require("qcow2.references")
 
 local tables = {}
 
@@ -42,6 +43,51 @@ local function entry(fields, describe)
   return setmetatable(fields, { __tostring = describe })
 end
 
+-- A list that shows its items, one a line.
+local list_meta = {
+  __tostring = function(self)
+    local lines = {}
+    for index, item in ipairs(self) do
+      lines[index] = tostring(item)
+    end
+    return #lines > 0 and table.concat(lines, "\n") or "none"
+  end,
+}
+
+local function list_of(items, describe)
+  local meta = { __tostring = describe }
+  for _, item in ipairs(items) do
+    setmetatable(item, meta)
+  end
+  return setmetatable(items, list_meta)
+end
+
+local header_meta = {
+  __tostring = function(self)
+    local lines = {}
+    for index, field in ipairs(core.header_fields) do
+      local is_hex = field.name == "magic" or field.name:find("offset$") or field.name:find("features$")
+      lines[index] = (is_hex and "%-24s 0x%x" or "%-24s %d"):format(field.name, self[field.name])
+    end
+    return table.concat(lines, "\n")
+  end,
+}
+
+---The header's fields; nil for a raw image.
+---@return qcow2.header?
+function tables.header(image)
+  local fields = raw.header_fields(image)
+  return fields and setmetatable(fields, header_meta)
+end
+
+---@return qcow2.extension[]
+function tables.extensions(image)
+  return list_of(raw.extension_list(image), function(self)
+    return ("extension 0x%08x %s, %d bytes at 0x%x"):format(self.type, self.name or "(unknown)", self.length,
+      self.offset)
+  end)
+end
+
 local OFFSET = 0x00fffffffffffe00
 
 local function l2_table(image, l1_index)
@@ -81,23 +127,41 @@ function tables.refcount_table(image)
   local g = raw.geometry(image)
   return sequence("refcount table", 0, g.reftable_entries, function(index)
     local word = check(raw.reftable_entry(image, index))
-    return { index = index, raw = word, offset = word & ~0x1ff }
+    local e = { index = index, raw = word, offset = word & ~0x1ff }
+    return entry(e, function(self)
+      return ("refcount table[%d] = 0x%016x%s"):format(index, word, self.offset ~= 0
+        and (" block at 0x%x"):format(self.offset) or "")
+    end)
   end)
 end
 
 -- Snapshots and bitmaps count from 1, as lists in Lua do. An image may hold tens of thousands of them.
 
+local snapshot_meta = {
+  __tostring = function(self)
+    return ("snapshot %s '%s' of %s, %d bytes"):format(references.escape(self.id), references.escape(self.name),
+      os.date("%Y-%m-%d %H:%M:%S", self.date_sec), self.size)
+  end,
+}
+
 ---@return qcow2.snapshot[]
 function tables.snapshots(image)
   return sequence("snapshot table", 1, check(raw.snapshot_count(image)), function(index)
-    return check(raw.snapshot_entry(image, index - 1))
+    return setmetatable(check(raw.snapshot_entry(image, index - 1)), snapshot_meta)
   end)
 end
+
+local function describe_bitmap(self)
+  return ("bitmap '%s', granularity %d%s%s"):format(references.escape(self.name), self.granularity,
+    self.auto and ", enabled" or "", self.in_use and ", in use" or "")
+end
+
+local bitmap_info_meta = { __tostring = describe_bitmap }
 
 ---@return qcow2.bitmap_info[]
 function tables.bitmaps(image)
   return sequence("bitmap directory", 1, check(raw.bitmap_count(image)), function(index)
-    return check(raw.bitmap_entry(image, index - 1))
+    return setmetatable(check(raw.bitmap_entry(image, index - 1)), bitmap_info_meta)
   end)
 end
 
@@ -120,7 +184,9 @@ function tables.features(image)
       end
     end
   end
-  return list
+  return list_of(list, function(self)
+    return ("%s bit %d, %s"):format(self.type, self.bit, references.escape(self.name))
+  end)
 end
 
 ---The image's own feature name table.
@@ -137,6 +203,17 @@ function tables.feature_names(image)
   end
   return list
 end
+
+---How an extent shows itself.
+tables.extent_meta = {
+  __tostring = function(self)
+    local text = ("0x%x +0x%x %s"):format(self.offset, self.length, self.kind)
+    if self.host_offset then
+      text = text .. (" at 0x%x"):format(self.host_offset)
+    end
+    return self.depth > 0 and ("%s, depth %d"):format(text, self.depth) or text
+  end,
+}
 
 -- ---- bitmaps -------------------------------------------------------------------------------
 
@@ -165,10 +242,7 @@ function tables.bitmap(image, index, fields)
   return setmetatable(fields, {
     __name = "qcow2.bitmap",
     __index = bitmap_methods,
-    __tostring = function(self)
-      return ("bitmap '%s', granularity %d%s%s"):format(self.name, self.granularity, self.auto and ", enabled" or "",
-        self.in_use and ", in use" or "")
-    end,
+    __tostring = describe_bitmap,
   })
 end
 

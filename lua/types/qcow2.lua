@@ -135,7 +135,8 @@ function qcow2.adopt(data_path, path, options) end
 function qcow2.measure(source, options) end
 
 ---@class qcow2.copy_options
----@field format? "raw"|"qcow2"          of the target
+---@field format? "raw"|"qcow2"          of the target; default: qcow2 when its name ends in .qcow2, when it is an open
+---                                      image, or when an option that only qcow2 has is given; else raw
 ---@field source? qcow2.open_options     how to open sources given as paths
 ---@field create? qcow2.create_options   how to make the target: all but size; raw: preallocation and nocow
 ---@field target_exists? boolean         write into an existing target (qemu-img's -n)

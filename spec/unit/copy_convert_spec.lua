@@ -46,6 +46,16 @@ describe("qcow2.convert", function()
     assert.equal("d", image:read(0, 1))
   end)
 
+  it("takes the target's format from its name or from an option when none is named", function()
+    local cases = { { "a.qcow2", {}, "qcow2" }, { "b", { compress = true }, "qcow2" }, { "c", {}, "raw" },
+      { "d.qcow2", { format = "raw" }, "raw" } }
+    for _, case in ipairs(cases) do
+      local target = tmp.dir("formats") .. "/" .. case[1]
+      assert(assert(qcow2.convert(good, target, case[2])):run())
+      assert.equal(case[3], qcow2.probe(target), case[1])
+    end
+  end)
+
   it("attaches what the sources name, or says why not before it makes anything", function()
     local overlay = dir .. "/overlay.qcow2"
     forge.write(overlay, { header = { size = 4 << 16 }, backing_file = "good.qcow2", backing_format = "qcow2" })

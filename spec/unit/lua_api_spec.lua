@@ -135,6 +135,28 @@ describe("An image handle", function()
     assert.is_truthy(tostring(view):find("snapshot 'own'", 1, true))
   end)
 
+  it("holds tables that show themselves when they are printed, in clean characters", function()
+    local img <close> = assert(qcow2.open((rich())))
+    local header = tostring(img.header)
+    assert.is_truthy(header:find("^magic +0x514649fb\n"))
+    assert.is_truthy(header:find("\nl1_table_offset +0x%x+\n"))
+    assert.is_truthy(tostring(img.extensions):find("extension 0x00000007 unknown, 5 bytes at 0x", 1, true))
+    assert.is_truthy(tostring(img.features):find("compatible bit 0, lazy refcounts", 1, true))
+    assert.is_truthy(tostring(img.snapshots[2]):find("snapshot 2 'own' of ", 1, true))
+    assert.is_truthy(tostring(img.bitmaps[1]):find("bitmap 'b0', granularity 65536", 1, true))
+    assert.is_truthy(tostring(img.refcount_table[0]):find(" block at 0x", 1, true))
+    local shown = {}
+    for extent in img:extents({ length = 4 * CLUSTER, holes = false }) do
+      shown[#shown + 1] = tostring(extent)
+    end
+    assert.is_truthy(shown[1]:find("^0x0 %+0x10000 data at 0x%x+$"), shown[1])
+    assert.equal("0x10000 +0x20000 zero", shown[2])
+    assert.is_truthy(shown[3]:find("^0x30000 %+0x10000 compressed at 0x%x+$"), shown[3])
+    local path = rich({ snapshots = { { id = "\27", name = "\1" } }, bitmaps = { { name = "\n" } } })
+    local odd <close> = assert(qcow2.open(path))
+    assert.is_falsy((tostring(odd.snapshots[1]) .. tostring(odd.bitmaps[1])):find("%c"))
+  end)
+
   it("lists its properties by pairs, in a fixed order", function()
     local img <close> = assert(qcow2.open((rich())))
     local names, values = {}, {}
