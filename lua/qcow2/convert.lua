@@ -367,7 +367,10 @@ local function existing_qcow2(path, o)
   local target = { handle = handle }
   function target.finish()
     -- What was written stays, and stays sound.
-    return is_image(path) or handle:close()
+    if is_image(path) then
+      return true
+    end
+    return handle:close()
   end
   -- Writes to parts of clusters need what the target's backing file has.
   local ok

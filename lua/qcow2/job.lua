@@ -39,7 +39,7 @@ local function step(self)
   if not more then
     local ended, message, kind
     ended, message, kind, errno = finish(self, true)
-    if ended == nil and message then
+    if not ended then
       self.failure = { message, kind, errno }
       return nil, message, kind, errno
     end

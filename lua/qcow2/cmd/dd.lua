@@ -177,7 +177,8 @@ local function convert(image, path, start, length)
       target, message = target:close()
     end
   else
-    target, message = qcow2.convert(image, path, { format = "qcow2", overwrite = true, start = start, length = length })
+    target, message = qcow2.convert(image, path, { format = "qcow2", overwrite = true, start = start, length = length,
+      sync = true })
     if target then
       target, message = target:run()
     end
