@@ -152,12 +152,7 @@ static int l_step(lua_State *L)
 	struct q2_handle *handle = handle_of(L);
 	luaL_argcheck(L, handle->object, 1, "attempt to use a closed task");
 	int rc = qcow2_task_step(handle->object, &done, &total, &err);
-	if (rc < 0)
-		return q2_bind_fail(L, &err);
-	lua_pushinteger(L, (lua_Integer)done);
-	lua_pushinteger(L, (lua_Integer)total);
-	lua_pushboolean(L, rc);
-	return 3;
+	return q2_bind_step(L, rc, done, total, &err);
 }
 
 static int l_close(lua_State *L)

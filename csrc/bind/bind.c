@@ -39,6 +39,16 @@ int q2_bind_done(lua_State *L, int rc, const struct qcow2_error *err)
 	return 1;
 }
 
+int q2_bind_step(lua_State *L, int rc, uint64_t done, uint64_t total, const struct qcow2_error *err)
+{
+	if (rc < 0)
+		return q2_bind_fail(L, err);
+	lua_pushinteger(L, (lua_Integer)done);
+	lua_pushinteger(L, (lua_Integer)total);
+	lua_pushboolean(L, rc);
+	return 3;
+}
+
 uint64_t q2_bind_unsigned(lua_State *L, int index, const char *name)
 {
 	int is_integer;

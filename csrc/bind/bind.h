@@ -36,6 +36,9 @@ int q2_bind_fail(lua_State *L, const struct qcow2_error *err);
 /* Pushes true, or the failure: what a function without a result answers. */
 int q2_bind_done(lua_State *L, int rc, const struct qcow2_error *err);
 
+/* What a step of long work answers: done, total, whether there is more; or the failure. `rc` as qcow2_job_step's. */
+int q2_bind_step(lua_State *L, int rc, uint64_t done, uint64_t total, const struct qcow2_error *err);
+
 /* A non-negative integer argument in bytes or entries; raises with the argument named. */
 uint64_t q2_bind_unsigned(lua_State *L, int index, const char *name);
 

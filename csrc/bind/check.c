@@ -44,12 +44,7 @@ static int l_step(lua_State *L)
 	struct qcow2_error err;
 	uint64_t done, total;
 	int rc = qcow2_check_step(self(L), &done, &total, &err);
-	if (rc < 0)
-		return q2_bind_fail(L, &err);
-	lua_pushinteger(L, (lua_Integer)done);
-	lua_pushinteger(L, (lua_Integer)total);
-	lua_pushboolean(L, rc);
-	return 3;
+	return q2_bind_step(L, rc, done, total, &err);
 }
 
 static int l_result(lua_State *L)
@@ -207,12 +202,7 @@ static int l_repair_step(lua_State *L)
 	lua_getiuservalue(L, 1, 1);
 	q2_bind_self(L, -1, Q2_CHECK_CLASS);
 	int rc = qcow2_repair_step(repair, &done, &total, &err);
-	if (rc < 0)
-		return q2_bind_fail(L, &err);
-	lua_pushinteger(L, (lua_Integer)done);
-	lua_pushinteger(L, (lua_Integer)total);
-	lua_pushboolean(L, rc);
-	return 3;
+	return q2_bind_step(L, rc, done, total, &err);
 }
 
 /* how many COPIED flags were put right */

@@ -82,12 +82,7 @@ static int l_step(lua_State *L)
 	struct qcow2_error err;
 	uint64_t done, total;
 	int rc = qcow2_job_step(self(L), &done, &total, &err);
-	if (rc < 0)
-		return q2_bind_fail(L, &err);
-	lua_pushinteger(L, (lua_Integer)done);
-	lua_pushinteger(L, (lua_Integer)total);
-	lua_pushboolean(L, rc);
-	return 3;
+	return q2_bind_step(L, rc, done, total, &err);
 }
 
 static int l_lost(lua_State *L)

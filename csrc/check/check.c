@@ -2,12 +2,11 @@
  * The check as a job: its passes in order, what they found, and the public face. */
 #include "check/check.h"
 
-#include <sched.h>
+#include "base/host.h"
+
 #include <stdio.h>
 #include <string.h>
-#include <time.h>
 
-#define STEP_NSEC 100000000u
 #define FINDINGS_MOST 100000u
 /* More threads than this would wait for one another at the census. */
 #define THREADS_MOST 16u
@@ -117,23 +116,6 @@ static void conclude(struct qcow2_check *check)
 
 /* ---- the job ----------------------------------------------------------------------------------- */
 
-static uint64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static unsigned usable_processors(void)
-{
-	cpu_set_t set;
-	/* Fails on hosts with more processors than the set holds: then a few threads are no mistake. */
-	if (sched_getaffinity(0, sizeof set, &set))
-		return 4;
-	int count = CPU_COUNT(&set);
-	return count > 0 ? (unsigned)count : 1;
-}
-
 static int prepare(struct qcow2_check *check, struct qcow2_error *err)
 {
 	uint64_t spent;
@@ -185,7 +167,7 @@ int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options 
 	check->header = &image->meta.header;
 	check->geo = &image->meta.geo;
 	check->report.most = options && options->most ? options->most : FINDINGS_MOST;
-	check->threads = options && options->threads ? options->threads : usable_processors();
+	check->threads = options && options->threads ? options->threads : q2_host_processors();
 	check->threads = (unsigned)q2_min(check->threads, THREADS_MOST);
 	check->aliased = ALIASED_MOST;
 	pthread_mutex_init(&check->lock, NULL);
@@ -202,7 +184,7 @@ int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options 
 
 int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
-	uint64_t deadline = now() + STEP_NSEC;
+	uint64_t deadline = q2_host_now() + Q2_STEP_NSEC;
 	while (check->pass < PASSES && !check->failure.code) {
 		bool more = false;
 		struct qcow2_error failure;
@@ -218,7 +200,7 @@ int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total,
 		}
 		if (check->pass == PASSES)
 			conclude(check);
-		else if (now() >= deadline)
+		else if (q2_host_now() >= deadline)
 			break;
 	}
 	if (check->failure.code) {

@@ -5,11 +5,10 @@
 #include "image/head.h"
 
 #include "base/be.h"
+#include "base/host.h"
 
 #include <string.h>
-#include <time.h>
 
-#define STEP_NSEC 100000000u
 #define SECTOR ((uint64_t)512)
 /* Tables may be read so often: whole three times, and a little more. */
 #define READS 4u
@@ -377,16 +376,9 @@ int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBL
 	return 0;
 }
 
-static uint64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
 int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
-	uint64_t deadline = now() + STEP_NSEC;
+	uint64_t deadline = q2_host_now() + Q2_STEP_NSEC;
 	while (repair->pass < PASSES && !repair->failure.code) {
 		bool more = false;
 		struct qcow2_error failure;
@@ -402,7 +394,7 @@ int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *tot
 			repair->end =
 				q2_max(repair->end, q2_div_up(repair->reach, repair->geo->cluster_size));
 		}
-		if (now() >= deadline)
+		if (q2_host_now() >= deadline)
 			break;
 	}
 	if (repair->failure.code) {

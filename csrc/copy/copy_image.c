@@ -403,7 +403,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 			to = job->end;
 		q2_job_did(job, to - job->position);
 		job->position = to;
-		if (q2_pool_now() >= deadline)
+		if (q2_host_now() >= deadline)
 			return 0;
 	}
 	if (job->position >= job->end)

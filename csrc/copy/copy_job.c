@@ -150,7 +150,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 			*worth = true;
 		}
 		job->position += piece.length;
-		if ((unit->count && job->position >= window) || q2_pool_now() >= deadline)
+		if ((unit->count && job->position >= window) || q2_host_now() >= deadline)
 			break;
 	}
 	return 0;

@@ -4,9 +4,6 @@
 
 #include <time.h>
 
-/* How long a step takes, about: often enough for a progress display, and to be cancelled. */
-#define STEP_NSEC 100000000u
-
 static bool all_listed(const struct qcow2_job *job)
 {
 	return job->listed || job->failure.code || job->position == job->end || q2_pool_stopped(job->pool);
@@ -15,7 +12,7 @@ static bool all_listed(const struct qcow2_job *job)
 /* Sleeps until the rate allows the next unit. gives: false when that is behind the deadline. */
 static bool wait_turn_of_rate(struct qcow2_job *job, uint64_t deadline)
 {
-	uint64_t now = q2_pool_now();
+	uint64_t now = q2_host_now();
 	if (!job->rate)
 		return true;
 	if (!job->started)
@@ -47,7 +44,7 @@ static void send_units(struct qcow2_job *job, uint64_t deadline)
 			job->failure = err;
 		if (worth)
 			job->sent += job->weight;
-		if (q2_pool_now() >= deadline)
+		if (q2_host_now() >= deadline)
 			return;
 		if (!unit)
 			q2_pool_wait_room(job->pool, deadline);
@@ -73,7 +70,7 @@ static void conclude(struct qcow2_job *job)
 
 int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
-	uint64_t deadline = q2_pool_now() + STEP_NSEC;
+	uint64_t deadline = q2_host_now() + Q2_STEP_NSEC;
 	if (job->phase == Q2_JOB_RUNNING) {
 		send_units(job, deadline);
 		if (all_listed(job)) {

@@ -287,7 +287,7 @@ static int list(struct q2_layers *layers, struct unit *unit, uint64_t start, uin
 				job->weight += stretch.length;
 		}
 		job->position += stretch.length;
-		if ((unit->count && job->position - start >= window) || q2_pool_now() >= deadline)
+		if ((unit->count && job->position - start >= window) || q2_host_now() >= deadline)
 			break;
 	}
 	return 0;

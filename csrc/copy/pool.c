@@ -5,7 +5,6 @@
 #include "base/mem.h"
 
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <time.h>
@@ -48,23 +47,6 @@ struct q2_pool {
 	int stop_code;
 	struct qcow2_error stop_error;
 };
-
-uint64_t q2_pool_now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
-
-static unsigned usable_processors(void)
-{
-	cpu_set_t set;
-	/* Fails on hosts with more processors than the set holds: then a few threads are no mistake. */
-	if (sched_getaffinity(0, sizeof set, &set))
-		return 4;
-	int count = CPU_COUNT(&set);
-	return count > 0 ? (unsigned)count : 1;
-}
 
 static void *unit_at(struct q2_pool *pool, uint64_t number)
 {
@@ -151,7 +133,7 @@ int q2_pool_new(const struct q2_pool_work *work, void *job, unsigned threads, st
 		return q2_error_nomem(err);
 	pool->work = *work;
 	pool->job = job;
-	pool->threads = threads ? threads : usable_processors();
+	pool->threads = threads ? threads : q2_host_processors();
 	if (pool->threads > MAX_THREADS)
 		pool->threads = MAX_THREADS;
 	pool->ring = (size_t)pool->threads * UNITS_PER_THREAD;

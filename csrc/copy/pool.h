@@ -9,6 +9,7 @@
 #ifndef Q2_COPY_POOL_H
 #define Q2_COPY_POOL_H
 
+#include "base/host.h"
 #include "base/error.h"
 
 #include <stdbool.h>
@@ -40,7 +41,7 @@ void *q2_pool_room(struct q2_pool *pool);
 /* Sends the unit that q2_pool_room gave. */
 int q2_pool_submit(struct q2_pool *pool, struct qcow2_error *err);
 
-/* Sleeps until there is room for several units, or `deadline` (of q2_pool_now). After a stop all units are
+/* Sleeps until there is room for several units, or `deadline` (of q2_host_now). After a stop all units are
  * soon free. */
 void q2_pool_wait_room(struct q2_pool *pool, uint64_t deadline);
 
@@ -58,8 +59,5 @@ int q2_pool_verdict(struct q2_pool *pool, struct qcow2_error *err);
 
 /* From a worker: an earlier unit than `number` stopped the job, or it is being freed. */
 bool q2_pool_unwanted(struct q2_pool *pool, uint64_t number);
-
-/* The monotonic clock in nanoseconds. */
-uint64_t q2_pool_now(void);
 
 #endif

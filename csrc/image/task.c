@@ -2,26 +2,16 @@
  * Long changes of one image, done in steps on the caller's thread. */
 #include "image/task.h"
 
-#include <time.h>
-
-/* How long a step takes, about: often enough for a progress display. */
-#define STEP_NSEC 100000000u
-
-static uint64_t now(void)
-{
-	struct timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
+#include "base/host.h"
 
 uint64_t q2_task_deadline(void)
 {
-	return now() + STEP_NSEC;
+	return q2_host_now() + Q2_STEP_NSEC;
 }
 
 bool q2_task_late(uint64_t deadline)
 {
-	return now() >= deadline;
+	return q2_host_now() >= deadline;
 }
 
 int qcow2_task_step(struct qcow2_task *task, uint64_t *done, uint64_t *total, struct qcow2_error *err)

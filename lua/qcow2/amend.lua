@@ -2,6 +2,7 @@
 -- Amending: what can be changed of an image that exists. Adds img:amend{...} to the image class.
 local core = require("qcow2.core")
 local image = require("qcow2.image")
+local jobs = require("qcow2.job")
 local options = require("qcow2.options")
 local size = require("qcow2.size")
 
@@ -50,25 +51,6 @@ local function backing(self, o, wanted)
   return true
 end
 
----Goes through a core task. gives: true, or nil, message, kind, errno.
-local function run(task, progress)
-  local _ <close> = task
-  while true do
-    local done, total, more, errno = task:step()
-    if not done then
-      return nil, total, more, errno
-    end
-    if progress then
-      progress(done, total)
-    end
-    if not more then
-      return true
-    end
-  end
-end
-
-image.run_task = run
-
 ---@see qcow2.image.amend
 function methods:amend(given)
   local o, bytes = check(given)
@@ -90,7 +72,10 @@ function methods:amend(given)
   if not task then
     return nil, message, kind, errno
   end
-  ok, message, kind, errno = run(task, o.progress)
+  do
+    local _ <close> = task
+    ok, message, kind, errno = jobs.run(task, o.progress)
+  end
   if wanted.set_backing then
     local state = state_of(self)
     state.backing, state.backing_format, state.below = nil, nil, nil

@@ -3,6 +3,7 @@
 -- `img:repair()` checks, has the core repair, checks again, and only then takes off the marks of a damaged image.
 local core = require("qcow2.core")
 local image = require("qcow2.image")
+local jobs = require("qcow2.job")
 local options = require("qcow2.options")
 
 local check = {}
@@ -81,20 +82,6 @@ function report_class:__tostring()
     self.check_errors)
 end
 
--- Steps a check or a repair to its end. gives: true; nil, message, kind, errno.
-local function run(job, progress)
-  repeat
-    local done, total, more, errno = job:step()
-    if not done then
-      return nil, total, more, errno
-    end
-    if progress then
-      progress(done, total)
-    end
-  until not more
-  return true
-end
-
 -- All findings of a check or a repair, dressed.
 local function findings_of(job)
   local list = {}
@@ -116,7 +103,7 @@ local function look(self, o)
     return nil, message, kind, errno
   end
   local fine
-  fine, message, kind, errno = run(job, o.progress)
+  fine, message, kind, errno = jobs.run(job, o.progress)
   if not fine then
     job:close()
     return nil, message, kind, errno
@@ -209,7 +196,7 @@ local function apply(job, o)
     return nil, message, kind, errno
   end
   local fine
-  fine, message, kind, errno = run(repair, o.progress)
+  fine, message, kind, errno = jobs.run(repair, o.progress)
   if not fine then
     return nil, message, kind, errno
   end

@@ -2,6 +2,7 @@
 -- Compares two disks as the guest sees them.
 local core = require("qcow2.core")
 local image = require("qcow2.image")
+local jobs = require("qcow2.job")
 local options = require("qcow2.options")
 
 local known = { strict = "boolean", source = "table", progress = "function", threads = "integer" }
@@ -29,15 +30,10 @@ end
 
 -- gives: the result, or nil, message, kind, errno.
 local function run(handle, progress)
-  repeat
-    local done, total, more, errno = handle:step()
-    if not done then
-      return nil, total, more, errno
-    end
-    if progress then
-      progress(done, total)
-    end
-  until not more
+  local ok, message, kind, errno = jobs.run(handle, progress)
+  if not ok then
+    return nil, message, kind, errno
+  end
   local reason, offset = handle:difference()
   if reason == "same" then
     return { same = true }

@@ -6,6 +6,7 @@
 local adopt = require("qcow2.adopt")
 local core = require("qcow2.core")
 local image = require("qcow2.image")
+local jobs = require("qcow2.job")
 local options = require("qcow2.options")
 local references = require("qcow2.references")
 
@@ -18,23 +19,6 @@ local SPARSE_SIZE = 4096
 local function check_path(path, what)
   if type(path) ~= "string" then
     error(("%s must be a path, not %s"):format(what, type(path)), 3)
-  end
-end
-
--- Goes through a core job or task. gives: true, or nil, message, kind, errno.
-local function run(handle, progress)
-  local _ <close> = handle
-  while true do
-    local done, total, more, errno = handle:step()
-    if not done then
-      return nil, total, more, errno
-    end
-    if progress then
-      progress(done, total)
-    end
-    if not more then
-      return true
-    end
   end
 end
 
@@ -58,7 +42,8 @@ local function fill(img, store, o)
   if not job then
     return nil, message, kind, errno
   end
-  return run(job, o.progress)
+  local _ <close> = job
+  return jobs.run(job, o.progress)
 end
 
 local externalize_options = { raw = "boolean", threads = "integer", progress = "function", image = "table" }
@@ -145,7 +130,8 @@ function datafile.internalize(path, given)
   if not task then
     return image.close_after(img, nil, message, kind, errno)
   end
-  return image.close_after(img, run(task, o.progress))
+  local _ <close> = task
+  return image.close_after(img, jobs.run(task, o.progress))
 end
 
 local verify_options = { resync = { "data", "metadata" }, progress = "function" }

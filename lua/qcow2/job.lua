@@ -1,5 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- Jobs as users hold them: a core job, done in steps, and what is to be done when it ends.
+-- Jobs: a core job as users hold it, done in steps, and what is to be done when it ends; and work that is gone
+-- through at once.
 local job = {}
 
 local methods = {}
@@ -81,6 +82,27 @@ class.__gc = methods.cancel
 class.__tostring = function(self)
   local state = self.done and "done" or self.failure and "failed" or self.handle and "not done" or "cancelled"
   return ("qcow2.job (%s)"):format(state)
+end
+
+---Goes through a core job, task, check or repair to its end. It stays open.
+---@param handle userdata
+---@param progress? fun(done: integer, total: integer)
+---@return true? done
+---@return string? message
+---@return qcow2.kind? kind
+---@return integer? errno
+function job.run(handle, progress)
+  local done, total, more, errno
+  repeat
+    done, total, more, errno = handle:step()
+    if not done then
+      return nil, total, more, errno
+    end
+    if progress then
+      progress(done, total)
+    end
+  until not more
+  return true
 end
 
 job.methods = methods
