@@ -3,6 +3,10 @@
 #include "copy/target.h"
 
 #include "meta/link.h"
+#include "store/store.h"
+
+/* So many written bytes are worth a call that lets the host begin to write them down. */
+#define BEGIN_FLUSH ((uint64_t)16 << 20)
 
 /* How a stretch of the range is written. */
 struct way {
@@ -129,7 +133,14 @@ static int write_some(struct q2_target *target, uint64_t offset, const uint8_t *
 	rc = qcow2_store_write(store, way->host, buf, way->length, err);
 	pthread_mutex_lock(&target->gate);
 	rc = finish_place(image, offset, way, rc, err);
+	target->waiting += way->length;
+	bool many = target->waiting >= BEGIN_FLUSH;
+	if (many)
+		target->waiting = 0;
 	pthread_mutex_unlock(&target->gate);
+	/* The job ends with a flush: the disk may as well work beside it. */
+	if (many)
+		q2_store_begin_flush(store);
 	return rc;
 }
 

@@ -14,6 +14,7 @@
 struct q2_target {
 	struct qcow2_image *image; /* borrowed */
 	pthread_mutex_t gate;
+	uint64_t waiting; /* bytes written since the host was last told to begin with them */
 };
 
 /*

@@ -2,6 +2,7 @@
  * The public face of stores: bounds the arguments, then calls the kind's slot. */
 #include "store/kind.h"
 
+#include <fcntl.h>
 #include <string.h>
 
 void *q2_store_new(size_t size, const struct q2_store_ops *ops, const char *name, struct qcow2_error *err)
@@ -175,6 +176,15 @@ int q2_store_allocate(struct qcow2_store *store, uint64_t offset, uint64_t lengt
 	if (store->ops->allocate)
 		return store->ops->allocate(store, offset, length, err);
 	return q2_store_fill_holes(store, offset, length, err);
+}
+
+void q2_store_begin_flush(struct qcow2_store *store)
+{
+	int fd = q2_store_descriptor(store);
+
+	/* Without a flag to wait: such a call would be told of errors, and the flush no more. */
+	if (fd >= 0)
+		(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
 const char *qcow2_store_name(struct qcow2_store *store)

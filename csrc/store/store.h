@@ -53,6 +53,10 @@ static inline int q2_store_descriptor(struct qcow2_store *store)
 	return store->ops->descriptor ? store->ops->descriptor(store) : -1;
 }
 
+/* A flush will come: the host may begin to write down what it holds of the store. A hint alone: what goes wrong
+ * the flush tells. */
+void q2_store_begin_flush(struct qcow2_store *store);
+
 /* See the `allocate` slot; writes zeros when the kind has none. */
 int q2_store_allocate(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err);
 
