@@ -118,16 +118,21 @@ function steps.zero(self)
   self:put(offset, zeros(length))
 end
 
-function steps.discard(self)
-  local offset, length = self:place()
-  self:ok(self.img:discard(offset, length))
-  if self.version == 2 and self.plan.backing then return end
+-- A discard makes whole clusters zeros.
+function Play:empty(offset, length)
   local low, high, cs = offset, offset + length, self.cluster_size
+  if self.version == 2 and self.plan.backing then return end
   if not self.raw_data then
     low = (low + cs - 1) // cs * cs
     if high < #self.disk then high = high // cs * cs end
   end
   if low < high then self:put(low, zeros(high - low)) end
+end
+
+function steps.discard(self)
+  local offset, length = self:place()
+  self:ok(self.img:discard(offset, length))
+  self:empty(offset, length)
 end
 
 function steps.write_compressed(self)
@@ -148,18 +153,26 @@ function steps.flush(self)
   self:ok(self.img:flush())
 end
 
+function Play:draw_size()
+  return self.rng:int(1, math.max(5000, 3 * self.cluster_size // SECTOR)) * SECTOR
+end
+
+-- What the disk grows by is zeros, and clean.
+function Play:resized(size)
+  self.disk = cut(self.disk, size)
+  for name, start in pairs(self.bitmaps) do self.bitmaps[name] = cut(start, size) end
+end
+
 function steps.resize(self)
   if self.version == 2 and next(self.snapshots) then return end
-  local size = self.rng:int(1, math.max(5000, 3 * self.cluster_size // SECTOR)) * SECTOR
+  local size = self:draw_size()
   local mode = self.rng:pick { "off", "off", "off", "metadata", "falloc", "full" }
   if size > #self.disk and mode ~= "off" and not self.plan.backing then
     self:ok(self.img:resize(size, { preallocation = mode }))
   else
     self:ok(self.img:resize(size, { shrink = true }))
   end
-  self.disk = cut(self.disk, size)
-  -- What the disk grows by is clean.
-  for name, start in pairs(self.bitmaps) do self.bitmaps[name] = cut(start, size) end
+  self:resized(size)
 end
 
 function steps.reopen(self)
@@ -224,11 +237,105 @@ function steps.bitmap(self)
   end
 end
 
+-- Sectors, since qemu-io takes no less.
+function Play:sectors()
+  local offset, length = self:place()
+  local last = (offset + length - 1) // SECTOR
+  offset = offset // SECTOR
+  return offset * SECTOR, (last + 1 - offset) * SECTOR
+end
+
+-- Another writer's turn: what it makes of the disk, and the command for qemu-io.
+local turns = {}
+
+function turns.write(self, offset, length)
+  local byte = self.rng:int(1, 255)
+  self:put(offset, string.char(byte):rep(length))
+  return ("write -P %d %d %d"):format(byte, offset, length)
+end
+
+function turns.zero(self, offset, length)
+  self:put(offset, zeros(length))
+  return ("write -z%s %d %d"):format(self.rng:chance(50) and "u" or "", offset, length)
+end
+
+-- Old bytes may stay in its raw data files, which then are not the disk.
+function turns.discard(self, offset, length)
+  if self.raw_data then return turns.zero(self, offset, length) end
+  self:empty(offset, length)
+  return ("discard %d %d"):format(offset, length)
+end
+
+-- QEMU writes in our place for a while.
+function steps.qemu(self)
+  self:close()
+  local commands = {}
+  for i = 1, self.rng:int(1, 6) do
+    commands[i] = turns[self.rng:pick { "write", "write", "write", "zero", "discard" }](self, self:sectors())
+  end
+  qemu.io(self.path, commands)
+  -- When counts are too narrow for its snapshot QEMU leaves leaks.
+  if not self.plan.data and (self.options.refcount_bits or 16) >= 8 and self.rng:chance(15) then
+    local name = "q" .. self.step
+    qemu.snapshot(self.path, "-c", name)
+    self.snapshots[name] = self.disk
+  end
+  if self.rng:chance(20) and (self.version == 3 or not next(self.snapshots)) then
+    local size = self:draw_size()
+    -- What a shrunk disk left in its last cluster it would show again.
+    if #self.disk % self.cluster_size ~= 0 then size = math.min(size, #self.disk) end
+    qemu.resize(self.path, tostring(size), "--shrink")
+    self.by_qemu = true
+    self:resized(size)
+  end
+  self:open()
+end
+
+-- ---- chains ------------------------------------------------------------------------------------
+
+-- A new file for the image to stand on.
+function Play:new_backing()
+  local rng = self.rng
+  local below = { name = "backing" .. self.step, format = rng:pick { "raw", "qcow2" } }
+  below.disk = backing_disk(rng, rng:int(1, 2 * #self.disk // SECTOR) * SECTOR)
+  self:make_backing(below)
+  return below
+end
+
+function steps.rebase(self)
+  if self.raw_data or next(self.snapshots) then return end
+  local below = not (self.plan.backing and self.rng:chance(30)) and self:new_backing() or nil
+  self:close()
+  local job = self:ok(qcow2.rebase(self.path, { backing_file = below and below.name,
+    backing_fmt = below and below.format, compress = not self.plan.data and self.rng:chance(30) }))
+  self:ok(job:run())
+  self.below, self.plan.backing = below, below and below.format
+  self:open()
+end
+
+-- What the disk has of its own goes below, where nothing else changes.
+function steps.commit(self)
+  if not self.below or next(self.snapshots) then return end
+  self:close()
+  self:ok(self:ok(qcow2.commit(self.path, { keep = self.rng:chance(50) })):run())
+  local below = self.below
+  below.disk = self.disk .. below.disk:sub(#self.disk + 1)
+  local base <close> = self:ok(qcow2.open(self.dir .. "/" .. below.name, { format = below.format }))
+  if base.size ~= #below.disk or self:ok(base:read(0, base.size)) ~= below.disk then
+    self:fail("the backing file does not hold what was committed")
+  end
+  if below.format == "qcow2" and not qemu.sound(self.dir .. "/" .. below.name) then
+    self:fail("qemu-img check: the backing file is not sound")
+  end
+  self:open()
+end
+
 local weights = { { 48, "write" }, { 62, "zero" }, { 72, "discard" }, { 80, "write_compressed" }, { 83, "flush" },
-  { 86, "resize" }, { 89, "reopen" }, { 94, "snapshot" }, { 97, "bitmap" } }
+  { 86, "resize" }, { 89, "reopen" }, { 94, "snapshot" }, { 97, "bitmap" }, { 98, "rebase" }, { 99, "commit" },
+  { 100, "qemu" } }
 
 local function pick_step(rng)
-  local draw = rng:int(1, 97)
+  local draw = rng:int(1, 100)
   for _, weight in ipairs(weights) do
     if draw <= weight[1] then return weight[2] end
   end
@@ -237,6 +344,13 @@ end
 -- ---- judging -----------------------------------------------------------------------------------
 
 function Play:compare()
+  if self.raw_data then
+    local data = sh.slurp(self.dir .. "/data")
+    -- QEMU makes it longer, up to a whole cluster.
+    if data ~= self.disk and not (self.by_qemu and data:sub(1, #self.disk) == self.disk) then
+      self:fail("the raw data file is not the disk")
+    end
+  end
   local got = self:ok(self.img:read(0, #self.disk))
   if self.img.size ~= #self.disk then self:fail("the disk has %d bytes, not %d", self.img.size, #self.disk) end
   if got == self.disk then return end
@@ -293,22 +407,27 @@ function Play:ask_qemu()
   if got:sub(1, length) ~= self.snapshots[name]:sub(1, length) then self:fail("qemu-img: snapshot %s differs", name) end
 end
 
+function Play:make_backing(below)
+  local path = self.dir .. "/" .. below.name
+  sh.spit(path, below.disk)
+  if below.format == "raw" then return end
+  os.rename(path, path .. ".raw")
+  qemu.convert(path .. ".raw", path, { source_format = "raw", format = "qcow2" })
+end
+
 local function make(self)
   local o, plan, rng = self.options, self.plan, self.rng
   self.disk = zeros(o.size)
   if plan.backing then
-    local below = backing_disk(rng, plan.backing_size)
-    sh.spit(self.dir .. "/backing", below)
-    if plan.backing == "qcow2" then
-      os.rename(self.dir .. "/backing", self.dir .. "/below")
-      qemu.convert(self.dir .. "/below", self.dir .. "/backing", { source_format = "raw", format = "qcow2" })
-    end
-    self.disk = cut(below, o.size)
+    self.below = { name = "backing", format = plan.backing, disk = backing_disk(rng, plan.backing_size) }
+    self:make_backing(self.below)
+    self.disk = cut(self.below.disk, o.size)
   end
   if rng:chance(30) then
     local theirs = {}
     for key, value in pairs(o) do theirs[key] = value end
     qemu.create(self.path, theirs)
+    self.by_qemu = true
   else
     self:ok(qcow2.create(self.path, o)):close()
   end
