@@ -87,6 +87,21 @@ local function tracking(s)
   return s.parts.bitmaps
 end
 
+local function can_differ(s)
+  return s.parts.data and not s.parts.backing and not s.parts.create.data_file_raw
+end
+
+-- Bytes in the data file where the disk has zeros, and none where its last bytes are.
+local function differ(s)
+  local step = s.parts.step
+  s:zero(0, 2 * step)
+  s:zero(#s.disk - 2 * step, 2 * step)
+  s:flush()
+  assert(s.stores.data:write(100, fill("s", step)))
+  assert(s.stores.data:write(5 * step, fill("t", step)))
+  assert(s.stores.data:resize(#s.disk - step))
+end
+
 --- Operations: name -> { when = which flavours, prepare = more of it, run = the operation, whole }.
 local operations = {
   ["a write into fresh clusters"] = { run = function(s)
@@ -207,6 +222,10 @@ local operations = {
   ["amending a data file to be raw"] = {
     when = function(s) return s.parts.data and not s.parts.backing and not s.parts.create.data_file_raw end,
     run = function(s) s:amend({ data_file_raw = true }) end },
+  ["making the data file what the disk shows"] = { when = can_differ, prepare = differ,
+    run = function(s) s:resync("data") end },
+  ["making the disk what the data file shows"] = { when = can_differ, prepare = differ,
+    run = function(s) s:resync("metadata") end },
   ["adding bitmaps"] = { when = tracking, run = function(s)
     s:bitmap_new("new", 1024, true)
     s:write(100, fill("n", 3000))

@@ -161,6 +161,11 @@ function predict.convert(self, bytes)
   return put(self.disk, 0, bytes)
 end
 
+-- Towards the metadata the disk becomes what the data file had when the image was opened.
+function predict.resync(self, towards)
+  return towards == "data" and self.disk or cut(self.parts.data, #self.disk)
+end
+
 predict.rebase = predict.flush
 predict.amend = predict.flush
 
@@ -245,6 +250,7 @@ local calls = {
     local backing <close> = name and raw_image(self.parts.backings[name]) or nil
     return run_job(core.rebase(self.img, backing, name, name and "raw", false, 1))
   end,
+  resync = function(self, towards) return run_job(core.verify(self.img, towards)) end,
   amend = function(self, options) return run_job(core.amend(self.img, options)) end,
 }
 
