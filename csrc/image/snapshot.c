@@ -13,6 +13,9 @@
 #include <stdio.h>
 #include <time.h>
 
+/* Counts of up to so many bits (as a power of two) overflow after a few snapshots. */
+enum { NARROW_ORDER = 3 };
+
 /* A change of the disk's tables and of the snapshot table. */
 struct change {
 	struct q2_tables tables;
@@ -187,6 +190,22 @@ static void next_id(struct qcow2_image *image, char out[24])
 	snprintf(out, 24, "%" PRIu64, highest + 1);
 }
 
+/*
+ * Do the counts hold when what `gone` refers to loses a reference and what `come` refers to gets one? Only narrow ones
+ * are tried: for the others this is so well-nigh always, and where it is not the switch never comes.
+ */
+static int counts_fit(struct qcow2_image *image, const uint64_t *gone, uint32_t gone_entries,
+		      const uint64_t *come, uint32_t come_entries, struct qcow2_error *err)
+{
+	if (image->meta.geo.refcount_order > NARROW_ORDER)
+		return 0;
+	int rc = q2_tables_try(image, gone, gone_entries, -1, err);
+	if (!rc)
+		rc = q2_tables_try(image, come, come_entries, 1, err);
+	q2_cache_drop(&image->meta.cache);
+	return rc;
+}
+
 int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, const struct timespec *when,
 				struct qcow2_error *err)
 {
@@ -219,6 +238,8 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 	rc = make_record(&s, &record, err);
 	if (!rc)
 		rc = build_table(image, UINT32_MAX, NULL, &record, &table, &count, err);
+	if (!rc)
+		rc = counts_fit(image, NULL, 0, l1, image->map.l1_entries, err);
 	if (!rc)
 		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
 	if (!rc)
@@ -289,8 +310,6 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 			"The snapshot's disk has another size than the one that the bitmaps tell of; "
 			"resize the disk to %" PRIu64 " bytes first",
 			s.size);
-	if (!rc)
-		rc = q2_track_mark(image, 0, image->size, err);
 	if (!rc && !(from = q2_new(entries, sizeof *from)))
 		rc = q2_error_nomem(err);
 	if (rc)
@@ -299,7 +318,11 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 	const uint64_t *old = image->map.l1;
 	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
 	uint32_t old_entries = image->map.l1_entries;
-	rc = take_places(image, &change, from, (uint32_t)entries, 0, err);
+	rc = counts_fit(image, old, old_entries, from, (uint32_t)entries, err);
+	if (!rc)
+		rc = q2_track_mark(image, 0, image->size, err);
+	if (!rc)
+		rc = take_places(image, &change, from, (uint32_t)entries, 0, err);
 	if (!rc)
 		rc = q2_shadow_open(meta, &change.tables.shadow, err);
 	/* The disk's old tables and data lose its reference, then those of the snapshot get it, whose L2 tables stay

@@ -22,6 +22,29 @@ static uint64_t entry_clusters(const struct q2_geometry *g, const struct q2_entr
 	return e->compressed ? ((e->host.v + e->host_length - 1) >> g->cluster_bits) - *first + 1 : 1;
 }
 
+/* Adds `delta` to the counts of what the entries of one L2 table refer to. */
+static int count_entries(struct q2_meta *meta, const uint8_t *table, int delta, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &meta->geo;
+	uint64_t start = 0, run = 0;
+	int rc = 0;
+	for (uint32_t j = 0; j < 1u << g->l2_bits && !rc; j++) {
+		struct q2_entry e = q2_link_get(g, table + (size_t)j * g->l2_entry_size);
+		uint64_t first = 0, n = entry_clusters(g, &e, &first);
+		if (n && first == start + run) {
+			run += n;
+			continue;
+		}
+		if (run && n)
+			rc = q2_refcount_add(meta, start, run, delta, err);
+		if (n) {
+			start = first;
+			run = n;
+		}
+	}
+	return rc || !run ? rc : q2_refcount_add(meta, start, run, delta, err);
+}
+
 int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
 		    struct qcow2_error *err)
 {
@@ -31,28 +54,14 @@ int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entr
 	if (!table)
 		return q2_error_nomem(err);
 	for (uint32_t i = 0; i < entries; i++) {
-		uint64_t at = l1[i] & Q2_OFFSET_MASK, start = 0, run = 0;
+		uint64_t at = l1[i] & Q2_OFFSET_MASK;
 		if (!at)
 			continue;
 		int rc = read_l2(image, at, table, err);
 		if (!rc)
 			rc = q2_refcount_add(meta, at >> g->cluster_bits, 1, delta, err);
-		for (uint32_t j = 0; j < 1u << g->l2_bits && !rc; j++) {
-			struct q2_entry e = q2_link_get(g, table + (size_t)j * g->l2_entry_size);
-			uint64_t first = 0, n = entry_clusters(g, &e, &first);
-			if (n && first == start + run) {
-				run += n;
-				continue;
-			}
-			if (run && n)
-				rc = q2_refcount_add(meta, start, run, delta, err);
-			if (n) {
-				start = first;
-				run = n;
-			}
-		}
-		if (run && !rc)
-			rc = q2_refcount_add(meta, start, run, delta, err);
+		if (!rc)
+			rc = count_entries(meta, table, delta, err);
 		/* The copies of the shadow may go down at any time: nothing reaches them yet. */
 		if (!rc && q2_cache_is_full(&meta->cache))
 			rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
@@ -60,6 +69,22 @@ int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entr
 			return rc;
 	}
 	return 0;
+}
+
+int q2_tables_try(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
+		  struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	q2_auto uint8_t *table = q2_new_pages(meta->geo.cluster_size);
+	int rc = table ? 0 : q2_error_nomem(err);
+	for (uint32_t i = 0; i < entries && !rc && !q2_cache_is_full(&meta->cache); i++) {
+		uint64_t at = l1[i] & Q2_OFFSET_MASK;
+		if (at)
+			rc = read_l2(image, at, table, err);
+		if (at && !rc)
+			rc = count_entries(meta, table, delta, err);
+	}
+	return rc;
 }
 
 void q2_tables_free(struct q2_tables *t)

@@ -31,6 +31,13 @@ void q2_tables_free(struct q2_tables *tables);
 int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
 		    struct qcow2_error *err);
 
+/*
+ * Adds `delta` to the counts of the guest's clusters in memory alone, as far as memory reaches: where a count would not
+ * fit this fails before anything has changed. needs: nothing in the cache is dirty; q2_cache_drop afterwards.
+ */
+int q2_tables_try(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
+		  struct qcow2_error *err);
+
 /* Takes the places for a new L1 of `entries` and for the L2 tables that `l1` has. */
 int q2_tables_take(struct qcow2_image *image, struct q2_tables *tables, const uint64_t *l1, uint32_t entries,
 		   struct qcow2_error *err);

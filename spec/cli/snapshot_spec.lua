@@ -131,9 +131,7 @@ describe("snapshot", function()
       assert.truthy(result.stderr:find("^qcow2: Could not create snapshot 'new': "))
       assert.is_true(qemu.sound(path))
       assert.is_nil(qemu.info(path).snapshots)
-      if name == "narrow.qcow2" then
-        assert.is_true(qemu.compare(path, before))
-      end
+      assert.equal(sh.slurp(before), sh.slurp(path))
     end
     local result = sh.qcow2({ "snapshot", "-f", "raw", "-c", "new", "r.raw" }, { cwd = dir })
     assert.equal("qcow2: Could not create snapshot 'new': Operation not supported\n", result.stderr)
