@@ -102,7 +102,9 @@ static void push_finding(lua_State *L, const struct qcow2_finding *finding)
 	set_number(L, "host_length", finding->host_length);
 	set_number(L, "guest_offset", finding->guest_offset);
 	set_number(L, "guest_length", finding->guest_length);
-	set_number(L, "refcount", finding->refcount);
+	/* Beside a number of references any refcount is possible, the largest of 64 bits too. */
+	if (finding->refcount != QCOW2_NONE || finding->references != QCOW2_NONE)
+		q2_bind_set_integer(L, "refcount", finding->refcount);
 	set_number(L, "references", finding->references);
 	set_number(L, "entry_offset", finding->entry_offset);
 	set_number(L, "index", finding->index);

@@ -8,24 +8,27 @@
 
 /* ---- in place ---------------------------------------------------------------------------------- */
 
-static void log_copied_l2(struct qcow2_repair *repair, uint64_t at, uint32_t index, uint64_t old,
-			  uint64_t word)
+static int log_copied_l2(struct qcow2_repair *repair, uint64_t at, uint32_t index, uint64_t old,
+			 uint64_t word, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_COPIED_L2);
 	uint64_t count = 1;
-	if (!(word & Q2_COPIED) &&
-	    q2_repair_final(repair, (old & Q2_OFFSET_MASK) >> g->cluster_bits, &count, NULL))
-		count = QCOW2_NONE;
+	int rc = 0;
+	if (!(word & Q2_COPIED))
+		rc = q2_repair_final(repair, (old & Q2_OFFSET_MASK) >> g->cluster_bits, &count, err);
+	if (rc)
+		return rc;
 	finding.entry = old;
 	finding.entry_offset = at;
 	finding.index = index;
-	finding.refcount = count;
+	finding.refcount = q2_min(count, Q2_WORD_COUNT);
 	finding.host_offset = old & Q2_OFFSET_MASK;
 	finding.host_length = g->cluster_size;
 	finding.guest_offset = (uint64_t)index << (g->cluster_bits + g->l2_bits);
 	finding.guest_length = 1ull << (g->cluster_bits + g->l2_bits);
 	q2_report_add(&repair->copied, &finding);
+	return 0;
 }
 
 /* Sets COPIED of all active L1 entries. needs: `will` is settled. */
@@ -61,7 +64,7 @@ static int compare_l1(struct qcow2_repair *repair, bool write, bool *changed, st
 				continue;
 			*changed = true;
 			if (((old ^ word) & Q2_COPIED) && (old & Q2_OFFSET_MASK) && (word & Q2_OFFSET_MASK))
-				log_copied_l2(repair, at + i, index, old, word);
+				rc = log_copied_l2(repair, at + i, index, old, word, err);
 		}
 		if (!rc && write)
 			rc = q2_repair_write_changes(repair, at, repair->buffer, fresh, part, err);

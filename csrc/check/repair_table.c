@@ -287,8 +287,8 @@ int q2_repair_plan_l2(struct qcow2_repair *repair, bool *more, struct qcow2_erro
 	return q2_repair_each_table(repair, more, plan_one, err);
 }
 
-static void log_copied(struct qcow2_repair *repair, const struct q2_l2_table *table, uint32_t index,
-		       uint64_t old, uint64_t word, uint64_t bitmap)
+static int log_copied(struct qcow2_repair *repair, const struct q2_l2_table *table, uint32_t index,
+		      uint64_t old, uint64_t word, uint64_t bitmap, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	uint64_t host = old & Q2_OFFSET_MASK;
@@ -303,10 +303,13 @@ static void log_copied(struct qcow2_repair *repair, const struct q2_l2_table *ta
 	finding.guest_length = g->cluster_size;
 	/* Set says: there is one reference. What the clearing of the flag stands for is known there alone. */
 	uint64_t count = 1;
-	if (!(word & Q2_COPIED) && q2_repair_final(repair, host >> g->cluster_bits, &count, NULL))
-		count = QCOW2_NONE;
-	finding.refcount = count;
-	q2_report_add(&repair->copied, &finding);
+	int rc = 0;
+	if (!(word & Q2_COPIED))
+		rc = q2_repair_final(repair, host >> g->cluster_bits, &count, err);
+	finding.refcount = q2_min(count, Q2_WORD_COUNT);
+	if (!rc)
+		q2_report_add(&repair->copied, &finding);
+	return rc;
 }
 
 /* The word's place and COPIED flag. */
@@ -347,7 +350,9 @@ static int mend_table(struct qcow2_repair *repair, const struct q2_l2_table *tab
 			continue;
 		bool stayed = !((word ^ old) & Q2_OFFSET_MASK) && !(old & Q2_COMPRESSED);
 		if (log && stayed && ((word ^ old) & Q2_COPIED) && (old | old_bitmap) && !m.key)
-			log_copied(repair, table, i, old, word, old_bitmap);
+			rc = log_copied(repair, table, i, old, word, old_bitmap, err);
+		if (rc)
+			return rc;
 		*changed = true;
 		q2_store64(bytes + (size_t)i * g->l2_entry_size, word);
 		if (g->extended_l2)

@@ -5,6 +5,7 @@ local core = require("qcow2.core")
 local image = require("qcow2.image")
 local jobs = require("qcow2.job")
 local options = require("qcow2.options")
+local size = require("qcow2.size")
 
 local check = {}
 
@@ -44,7 +45,7 @@ local function place_of(finding)
     part("guest range %#x+%#x", finding.guest_offset, finding.guest_length)
   end
   if finding.refcount then
-    part("refcount=%d", finding.refcount)
+    part("refcount=%s", size.unsigned(finding.refcount))
   end
   if finding.references then
     part("reference=%d", finding.references)

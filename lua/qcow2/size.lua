@@ -47,7 +47,18 @@ function size.parse(text)
   return bytes
 end
 
----The same for arguments of functions: raises with the argument named.
+---Digits of a number of 64 bits without sign, which Lua takes for negative from 2^63 on.
+---@param number integer
+---@return string
+function size.unsigned(number)
+  if number >= 0 then
+    return ("%d"):format(number)
+  end
+  local tens = (number >> 1) // 5
+  return ("%d%d"):format(tens, number - tens * 10)
+end
+
+---`parse` for arguments of functions: raises with the argument named.
 ---@param value qcow2.size?
 ---@param name string
 function size.argument(value, name)

@@ -225,6 +225,18 @@ describe("qcow2 check", function()
     assert.is_truthy(said.stdout:find("\n199996 leaked clusters were found on the image.\n", 1, true))
   end)
 
+  it("prints the largest counts without a sign, as qemu-img does", function()
+    local path = dir .. "/widest.qcow2"
+    local at = forge.write(path, { header = { cluster_bits = 16, refcount_order = 6 }, length = 6 * CLUSTER })
+    poke.u64(path, at.refcount_blocks[1] + 4 * 8, -1)
+    poke.u64(path, at.refcount_blocks[1] + 5 * 8, 1 << 63)
+    local said, theirs = ours("widest.qcow2"), qemu.img({ "check", path })
+    assert.are.equal("Leaked cluster 4 refcount=18446744073709551615 reference=0\n"
+      .. "Leaked cluster 5 refcount=9223372036854775808 reference=0\n", said.stderr)
+    assert.are.equal(theirs.stderr, said.stderr)
+    assert.are.equal(0, ours("-r", "all", "widest.qcow2").code)
+  end)
+
   describe("refuses", function()
     local help = "\nTry 'qcow2 --help' for more information"
     local cases = {

@@ -5,6 +5,7 @@ local images = require("qcow2.cli.images")
 local json = require("qcow2.cli.json")
 local options = require("qcow2.cli.options")
 local qcow2 = require("qcow2")
+local size = require("qcow2.size")
 local text = require("qcow2.cli.text")
 
 local CORRUPT, LEAKED, NO_CHECKS = 2, 3, 63
@@ -69,7 +70,7 @@ local WORDS = { corruption = "ERROR", unreadable = "ERROR", leak = "Leaked", not
 local function say_run(say, word, finding, cluster_size)
   local first = finding.host_offset // cluster_size
   for cluster = first, first + finding.count - 1 do
-    if not say(("%s cluster %d refcount=%d reference=%d"):format(word, cluster, finding.refcount,
+    if not say(("%s cluster %d refcount=%s reference=%d"):format(word, cluster, size.unsigned(finding.refcount),
       finding.references)) then
       return
     end
