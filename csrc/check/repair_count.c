@@ -176,7 +176,8 @@ int q2_repair_survey_counts(struct qcow2_repair *repair, bool *more, struct qcow
 			  repair->order != repair->geo->refcount_order ||
 			  (repair->pair && !(h->incompatible_features & Q2_INCOMPATIBLE_DIRTY)) ||
 			  (repair->raise && !has_blocks(repair));
-	if (repair->apart && counts_overlap(repair))
+	/* What stays in a place that others claim must not be written there. */
+	if (check->report.sum.found[QCOW2_PROBLEM_OVERLAP] && (!repair->apart || counts_overlap(repair)))
 		repair->beside = true;
 	if (repair->beside)
 		return 0;

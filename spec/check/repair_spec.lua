@@ -184,6 +184,21 @@ describe("A repair", function()
     assert.is_true(bytes == sh.slurp(path))
   end)
 
+  it("of leaks alone writes nothing in a place that something else claims too", function()
+    -- The second L2 table is the refcount table, so the refcount block is what the guest has there.
+    local at = forge.write(damage(function() end), { header = { cluster_bits = 9, size = 100 * 512 },
+      clusters = { [0] = { data = "a" } }, length = 20 * 512, l1 = { [1] = 512 } })
+    assert.are.same({ 512, 1024 }, { at.refcount_table, at.refcount_blocks[1] })
+    for cluster = 10, 14 do poke.u16(path, 1024 + cluster * 2, 1) end
+    -- Ours reads no such table, qemu-img does.
+    local before = qemu.read_all(path, dir .. "/scratch.raw")
+    assert.are.equal(1, before:byte(64 * 512 + 2 * 10 + 2))
+    repair(path, { leaks = true })
+    -- What a table that moved away has left behind is one more.
+    assert.are.equal(0, repair(path, { leaks = true }).leaks)
+    assert.is_true(before == qemu.read_all(path, dir .. "/scratch.raw"))
+  end)
+
   it("does not let the file grow over the place of a lost table", function()
     damage(function() two(path, { refcount_table = { [1] = 1 << 30 } }) end)
     poke.u64(path, L1, COPIED | 7 * CLUSTER)
