@@ -367,6 +367,8 @@ static int plan_bitmaps(struct qcow2_repair *repair, struct qcow2_error *err)
 		if (!repair->bitmaps_change)
 			keep_out(repair, ext.directory_offset, ext.directory_size);
 	} else {
+		repair->bitmaps_change |= ext.reserved &&
+					  q2_repair_wants(repair, QCOW2_PROBLEM_BITMAPS_RESERVED);
 		rc = plan_directory(repair, &ext, err);
 	}
 	repair->beside |= repair->bitmaps_change;

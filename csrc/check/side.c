@@ -332,6 +332,11 @@ int q2_side_bitmaps(struct qcow2_check *check, bool *more, struct qcow2_error *e
 	    ext.count > Q2_MAX_BITMAPS || ext.directory_size > Q2_MAX_BITMAP_DIRECTORY ||
 	    !q2_sweep_fits(check, ext.directory_offset, ext.directory_size))
 		return broken_directory(check, QCOW2_NONE, e->offset);
+	if (ext.reserved) {
+		struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAPS_RESERVED);
+		finding.entry_offset = e->offset;
+		add(check, finding);
+	}
 	int rc = q2_sweep_count(check, ext.directory_offset, ext.directory_size,
 				q2_census_word(Q2_OWNER_BITMAP_DIRECTORY, 0, 1), err);
 	struct q2_vec tables = {0};

@@ -46,6 +46,7 @@ int q2_extension_bitmaps(const uint8_t *data, uint32_t length, struct q2_bitmaps
 		return q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET,
 				    "Bitmaps extension has %" PRIu32 " bytes instead of 24", length);
 	*out = (struct q2_bitmaps_ext){.count = q2_load32(data),
+				       .reserved = q2_load32(data + 4),
 				       .directory_size = q2_load64(data + 8),
 				       .directory_offset = q2_load64(data + 16)};
 	return 0;

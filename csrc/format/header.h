@@ -110,7 +110,7 @@ const char *q2_extension_word(uint32_t type);
 
 /* The bitmaps extension's fields (24 bytes). */
 struct q2_bitmaps_ext {
-	uint32_t count;
+	uint32_t count, reserved;
 	uint64_t directory_size, directory_offset; /* bytes */
 };
 int q2_extension_bitmaps(const uint8_t *data, uint32_t length, struct q2_bitmaps_ext *out,

@@ -276,6 +276,9 @@ local damages = {
   { "a bitmap directory that ends inside an entry", function(path)
     with_bitmap(path, {}, { directory_size = 16 })
   end, { ["bitmap-directory"] = 1, leak = 1 }, nil, 2 },
+  { "reserved bits in the bitmaps extension", function(path)
+    with_bitmap(path, { entries = { [0] = "x" } }, { reserved = 1 << 31 })
+  end, { ["bitmaps-reserved"] = 1 }, nil, 2 },
   { "a bitmap of an impossible granularity", function(path)
     with_bitmap(path, { granularity_bits = 40, table_size = 1 })
   end, { ["bitmap-entry"] = 1 }, nil, 2 },
