@@ -65,5 +65,6 @@ void q2_bind_open_job(lua_State *L);
 void q2_bind_open_chain(lua_State *L);
 void q2_bind_open_check(lua_State *L);
 void q2_bind_open_amend(lua_State *L);
+void q2_bind_open_line(lua_State *L);
 
 #endif

@@ -100,6 +100,7 @@ int luaopen_qcow2_core(lua_State *L)
 	q2_bind_open_chain(L);
 	q2_bind_open_check(L);
 	q2_bind_open_amend(L);
+	q2_bind_open_line(L);
 	push_features(L);
 	lua_setfield(L, -2, "features");
 	/* The metatables, for lua/qcow2 to dress. */

@@ -170,6 +170,14 @@ describe("shell", function()
     return sh.qcow2({ "shell", ... }, { cwd = dir, input = input })
   end
 
+  it("completes names at a terminal", function()
+    local command = sh.quote(sh.build() .. "/bin/qcow2") .. " shell top.qcow2"
+    local result = sh.run({ "script", "-qec", command, "/dev/null" },
+      { cwd = dir, input = "img.refcount_b\t\nimg:snapshot_cre\t 'x')\n\4", env = { TERM = "dumb" } })
+    assert.is_truthy(result.stdout:find("img.refcount_bits\r?\n[^\n]*16\r?\n"), result.stdout)
+    assert.is_truthy(result.stdout:find("img:snapshot_create( 'x')", 1, true), result.stdout)
+  end)
+
   it("prints what each line yields", function()
     local result = shell("img.size\n'a\\27b'\nnil, 1, nil\nx = 5\nx\n", "top.qcow2")
     assert.equal("", result.stderr)

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- `shell`: a Lua prompt with an image in `img`. Without a terminal it runs what it reads and stops at the first
 -- mistake.
+local core = require("qcow2.core")
 local images = require("qcow2.cli.images")
 local options = require("qcow2.cli.options")
 local qcow2 = require("qcow2")
@@ -14,7 +15,7 @@ local shell = {
   summary = "Open a Lua prompt with an image in `img`",
   details = {
     "What a line yields is printed. `img` is the image, `qcow2` the library. Lines that are not complete go on with "
-      .. "the next one. Read from a file or a pipe, the first mistake ends it with exit code 1.",
+      .. "the next one. At a terminal the tabulator completes names. Read from a file or a pipe, the first mistake ends it with exit code 1.",
   },
   options = {
     options.format,
@@ -119,9 +120,40 @@ local function run_chunk(context, chunk)
   return true
 end
 
+-- What the tabulator completes: names of the library and of the image, and what was set at the prompt.
+local function words(environment)
+  local list = {}
+  for name in pairs(qcow2) do
+    list[#list + 1] = "qcow2." .. name
+  end
+  if environment.img then
+    for name in pairs(qcow2._classes.image) do
+      list[#list + 1] = "img:" .. name .. "("
+    end
+    for name in pairs(environment.img) do
+      list[#list + 1] = "img." .. name
+    end
+    for _, name in ipairs({ "header", "extensions", "features", "l1", "refcount_table", "snapshots", "bitmaps" }) do
+      list[#list + 1] = "img." .. name
+    end
+  end
+  for name in next, environment do
+    list[#list + 1] = name
+  end
+  return list
+end
+
 local function read_chunks(context, environment, interactive)
-  local number = 0
+  local number, edited = 0, interactive
   local function ask(prompt)
+    if edited then
+      io.stdout:flush()
+      local line = core.read_line(prompt, words(environment))
+      if line ~= false then
+        return line and line .. "\n"
+      end
+      edited = false
+    end
     if interactive then
       context:write(prompt)
       io.stdout:flush()
