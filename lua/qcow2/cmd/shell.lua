@@ -15,7 +15,8 @@ local shell = {
   summary = "Open a Lua prompt with an image in `img`",
   details = {
     "What a line yields is printed. `img` is the image, `qcow2` the library. Lines that are not complete go on with "
-      .. "the next one. At a terminal the tabulator completes names. Read from a file or a pipe, the first mistake ends it with exit code 1.",
+      .. "the next one. At a terminal the tabulator completes names. Read from a file or a pipe, the first "
+      .. "mistake ends it with exit code 1.",
   },
   options = {
     options.format,
