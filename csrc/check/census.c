@@ -44,23 +44,20 @@ int q2_census_init(struct q2_census *census, uint64_t clusters, uint64_t real, s
 	census->dense_bytes = q2_max(census->dense_count, 1) * sizeof *census->dense;
 	census->most_runs = RUNS_LEAST + real / 2;
 	/* Pages that nobody touches are never there: an empty disk of any size costs nothing. */
+	census->pages = q2_new((census->dense_count >> Q2_PAGE_BITS) + 1, sizeof *census->pages);
+	pthread_mutex_init(&census->spreading, NULL);
 	census->dense = mmap(NULL, census->dense_bytes, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (census->dense == MAP_FAILED) {
+	if (census->dense == MAP_FAILED)
 		census->dense = NULL;
-		return q2_error_nomem(err);
-	}
-#ifdef MADV_HUGEPAGE
-	/* Mostly all of it is used: fewer page faults. At worst the budget is there at once. */
-	madvise(census->dense, census->dense_bytes, MADV_HUGEPAGE);
-#endif
-	return 0;
+	return census->dense && census->pages ? 0 : q2_error_nomem(err);
 }
 
 void q2_census_free(struct q2_census *census)
 {
 	if (census->dense)
 		munmap(census->dense, census->dense_bytes);
+	free(census->pages);
 	q2_vec_free(&census->runs);
 	q2_vec_free(&census->log);
 	q2_vec_free(&census->overlaps);
@@ -101,20 +98,79 @@ static inline uint32_t combine(uint32_t old, uint32_t word, bool *clash)
 	return marks | a | (sum < Q2_WORD_COUNT ? sum : Q2_WORD_COUNT);
 }
 
-static void add_dense(struct q2_census *census, uint64_t start, uint64_t count, uint32_t word)
+/* ---- pages ------------------------------------------------------------------------------------- */
+
+/* The first cluster behind the page of `cluster`. */
+static uint64_t page_end(const struct q2_census *census, uint64_t cluster)
 {
-	uint32_t *p = census->dense + start;
-	for (uint64_t i = 0; i < count; i++) {
-		if (!p[i]) {
-			p[i] = word;
+	return q2_min(((cluster >> Q2_PAGE_BITS) + 1) << Q2_PAGE_BITS, census->dense_count);
+}
+
+/* From here on each cluster of the page has a word of its own. */
+static void spread(struct q2_census *census, uint64_t page)
+{
+	uint32_t word = atomic_load(&census->pages[page]);
+	uint64_t start = page << Q2_PAGE_BITS, end = page_end(census, start);
+	if (word == Q2_PAGE_SPREAD)
+		return;
+	/* What nobody has touched is 0 already. */
+	for (uint64_t c = start; word && c < end; c++)
+		census->dense[c] = word;
+	atomic_store_explicit(&census->pages[page], Q2_PAGE_SPREAD, memory_order_release);
+}
+
+/* Adds the word to `count` clusters that all have `*old`. */
+static inline void add_word(struct q2_census *census, uint64_t start, uint64_t count, uint32_t *old,
+			    uint32_t word)
+{
+	bool clash;
+	uint32_t sum = combine(*old, word, &clash);
+	if (clash)
+		note_overlap(census, start, count, *old, word);
+	*old = sum;
+}
+
+static void add_near(struct q2_census *census, uint64_t start, uint64_t end, uint32_t word)
+{
+	for (uint64_t stop; start < end; start = stop) {
+		uint64_t page = start >> Q2_PAGE_BITS, page_stop = page_end(census, start);
+		uint32_t all = atomic_load(&census->pages[page]);
+		stop = q2_min(end, page_stop);
+		if (all != Q2_PAGE_SPREAD && start == page << Q2_PAGE_BITS && stop == page_stop) {
+			add_word(census, start, stop - start, &all, word);
+			atomic_store(&census->pages[page], all);
 			continue;
 		}
-		bool clash;
-		uint32_t old = p[i];
-		p[i] = combine(old, word, &clash);
-		if (clash)
-			note_overlap(census, start + i, 1, old, word);
+		spread(census, page);
+		for (uint64_t c = start; c < stop; c++)
+			add_word(census, c, 1, &census->dense[c], word);
 	}
+}
+
+uint64_t q2_census_same(const struct q2_census *census, uint64_t from, uint64_t to)
+{
+	uint32_t word = q2_census_near(census, from);
+	while (from < to) {
+		uint64_t stop = q2_min(to, page_end(census, from));
+		uint32_t all =
+			atomic_load_explicit(&census->pages[from >> Q2_PAGE_BITS], memory_order_acquire);
+		if (all == Q2_PAGE_SPREAD)
+			while (from < stop && census->dense[from] == word)
+				from++;
+		else if (all == word)
+			from = stop;
+		if (from < stop)
+			break;
+	}
+	return from;
+}
+
+void q2_census_mark(struct q2_census *census, uint64_t cluster, uint32_t word)
+{
+	pthread_mutex_lock(&census->spreading);
+	spread(census, cluster >> Q2_PAGE_BITS);
+	pthread_mutex_unlock(&census->spreading);
+	census->dense[cluster] = word;
 }
 
 /* ---- runs -------------------------------------------------------------------------------------- */
@@ -286,7 +342,7 @@ int q2_census_add(struct q2_census *census, uint64_t start, uint64_t count, uint
 	uint64_t end = start + count;
 	if (start < census->dense_count) {
 		uint64_t near = q2_min(end, census->dense_count);
-		add_dense(census, start, near - start, word);
+		add_near(census, start, near, word);
 		start = near;
 	}
 	/* A log entry counts at most 2^32 - 1 clusters; tables are smaller than that, extents may be not. */
@@ -322,7 +378,7 @@ size_t q2_census_find(const struct q2_census *census, uint64_t cluster)
 uint32_t q2_census_get(const struct q2_census *census, uint64_t cluster)
 {
 	if (cluster < census->dense_count)
-		return census->dense[cluster];
+		return q2_census_near(census, cluster);
 	const struct q2_run_of_words *runs = census->runs.items;
 	size_t i = q2_census_find(census, cluster);
 	return i < census->runs.count && runs[i].start <= cluster ? runs[i].word : 0;

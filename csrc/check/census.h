@@ -6,15 +6,18 @@
  *   31 an active entry with COPIED points here | 30 an active entry without | 29 owners of different kinds
  *   28 the stored refcount is another one      | 27-24 owner | 23-0 references
  *
- * Words of the clusters below `dense_count` lie in an array whose untouched pages cost nothing. A file so
- * sparse that the array would outgrow its budget has its far clusters in `runs`, sorted and disjoint, fed by
- * a log of what is new. */
+ * Words of the *near* clusters, those below `dense_count`, are kept by pages: a page whose clusters all have the same
+ * word is that one word in `pages`; others, which say SPREAD there, lie in an array whose untouched pages cost
+ * nothing. A file so sparse that the array would outgrow its budget has its far clusters in `runs`, sorted and
+ * disjoint, fed by a log of what is new. */
 #ifndef Q2_CHECK_CENSUS_H
 #define Q2_CHECK_CENSUS_H
 
 #include "base/error.h"
 #include "base/mem.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 
 #define Q2_WORD_COPIED (1u << 31)
@@ -24,6 +27,9 @@
 #define Q2_WORD_OWNER_SHIFT 24
 #define Q2_WORD_OWNER (15u << Q2_WORD_OWNER_SHIFT)
 #define Q2_WORD_COUNT 0x00ffffffu /* the largest count: "this many or more" */
+
+#define Q2_PAGE_BITS 10           /* a page of the host has so many words */
+#define Q2_PAGE_SPREAD UINT32_MAX /* no word: there is no owner 15 */
 
 enum q2_owner {
 	Q2_OWNER_NONE,
@@ -65,6 +71,8 @@ struct q2_census {
 	uint32_t *dense;
 	uint64_t dense_count;
 	size_t dense_bytes;
+	_Atomic uint32_t *pages; /* one a page of `dense`: the word of them all, or Q2_PAGE_SPREAD */
+	pthread_mutex_t spreading;
 	struct q2_vec runs, log; /* struct q2_run_of_words */
 	size_t most_runs;
 	struct q2_vec overlaps; /* struct q2_overlap */
@@ -97,5 +105,18 @@ size_t q2_census_find(const struct q2_census *census, uint64_t cluster);
 
 /* The word of one cluster. needs: settled, cluster < clusters. */
 uint32_t q2_census_get(const struct q2_census *census, uint64_t cluster);
+
+/* The word of a near cluster. */
+static inline uint32_t q2_census_near(const struct q2_census *census, uint64_t cluster)
+{
+	uint32_t word = atomic_load_explicit(&census->pages[cluster >> Q2_PAGE_BITS], memory_order_acquire);
+	return word == Q2_PAGE_SPREAD ? census->dense[cluster] : word;
+}
+
+/* How far the word of the near cluster `from` goes on, at most to `to`, a near cluster's number or their count. */
+uint64_t q2_census_same(const struct q2_census *census, uint64_t from, uint64_t to);
+
+/* Gives a near cluster another word, while others look at other clusters or do the same to them. */
+void q2_census_mark(struct q2_census *census, uint64_t cluster, uint32_t word);
 
 #endif

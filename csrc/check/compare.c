@@ -217,12 +217,15 @@ static inline bool differs(uint64_t stored, uint32_t word)
 
 static void judge_dense(struct bench *bench, uint64_t cluster, uint64_t stored)
 {
-	uint32_t *word = &bench->check->census.dense[cluster];
-	if (differs(stored, *word))
-		report_counts(bench, cluster, 1, stored, *word);
-	if (*word & misfit(stored)) {
+	struct q2_census *census = &bench->check->census;
+	uint32_t word = q2_census_near(census, cluster);
+	if (differs(stored, word))
+		report_counts(bench, cluster, 1, stored, word);
+	if (word & misfit(stored)) {
 		/* From here on the word says what is stored: the COPIED flags are judged by that. */
-		*word = (*word & ~Q2_WORD_COUNT) | Q2_WORD_WRONG | (uint32_t)q2_min(stored, Q2_WORD_COUNT);
+		q2_census_mark(census, cluster,
+			       (word & ~Q2_WORD_COUNT) | Q2_WORD_WRONG |
+				       (uint32_t)q2_min(stored, Q2_WORD_COUNT));
 		bench->dense_wrong = true;
 	}
 }
@@ -239,19 +242,20 @@ static inline uint64_t stored_at(const uint8_t *counts, uint64_t index, unsigned
 static void compare_dense(struct bench *bench, uint64_t from, uint64_t to, const uint8_t *counts,
 			  uint64_t index)
 {
-	const uint32_t *words = bench->check->census.dense;
+	const struct q2_census *census = &bench->check->census;
 	unsigned order = bench->check->geo->refcount_order;
-	for (uint64_t c = from; c < to;) {
+	for (uint64_t c = from, same = from; c < to;) {
 		/* Neighbours are mostly alike: what was judged once holds for the run. */
-		uint32_t word = words[c];
+		uint32_t word = q2_census_near(census, c);
 		uint64_t stored = stored_at(counts, index + (c - from), order);
 		bool fits = stored == (word & Q2_WORD_COUNT) && !(word & misfit(stored));
+		if (c >= same)
+			same = q2_census_same(census, c, to);
 		if (!fits)
 			judge_dense(bench, c, stored);
 		do
 			c++;
-		while (fits && c < to && words[c] == word &&
-		       stored_at(counts, index + (c - from), order) == stored);
+		while (fits && c < same && stored_at(counts, index + (c - from), order) == stored);
 		if (word | stored)
 			bench->highest = c;
 	}

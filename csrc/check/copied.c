@@ -21,9 +21,10 @@ static bool is_wrong(const struct qcow2_check *check, uint64_t host, uint64_t en
 	if (!host || host >= check->file_length)
 		return false;
 	if (cluster < census->dense_count) {
-		if (!(census->dense[cluster] & Q2_WORD_WRONG))
+		uint32_t word = q2_census_near(census, cluster);
+		if (!(word & Q2_WORD_WRONG))
 			return false;
-		*stored = census->dense[cluster] & Q2_WORD_COUNT;
+		*stored = word & Q2_WORD_COUNT;
 	} else {
 		const struct q2_run_of_words *runs = check->far_wrong.items;
 		size_t low = 0, high = check->far_wrong.count;

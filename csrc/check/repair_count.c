@@ -78,14 +78,13 @@ static void next_run(const struct qcow2_repair *repair, uint64_t from, uint64_t 
 	const struct q2_census *will = &repair->will;
 	uint64_t near = q2_min(will->dense_count, repair->end);
 	*count = 0;
-	for (; from < near; from++) {
-		if (!q2_repair_refs(will->dense[from]))
+	for (uint64_t stop; from < near; from = stop) {
+		*word = q2_census_near(will, from);
+		stop = q2_census_same(will, from, near);
+		if (!q2_repair_refs(*word))
 			continue;
 		*start = from;
-		*word = will->dense[from];
-		while (from < near && will->dense[from] == *word)
-			from++;
-		*count = from - *start;
+		*count = stop - from;
 		return;
 	}
 	const struct q2_run_of_words *runs = will->runs.items;

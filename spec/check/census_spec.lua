@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- The census: every count right, wherever clusters lie and however often tables are shared; by qemu-img's sums.
 
+local cc = require "spec.support.cc"
 local core = require "qcow2.core"
 local fixtures = require "spec.support.fixtures"
 local forge = require "spec.support.forge"
@@ -87,6 +88,70 @@ describe("The census agrees with qemu-img", function()
   end
 end)
 
+describe("The census of clusters that lie one behind the other", function()
+  local dir
+  lazy_setup(function() dir = tmp.dir() end)
+  lazy_teardown(function() tmp.remove(dir) end)
+
+  -- 8192 clusters of 4 KiB: L2 tables of 512 entries lie between their data, so some pages of 1024 words are of
+  -- one word and others are not; with one L2 table in the first place all pages of the data are.
+  local function make(name, more)
+    local path = dir .. "/" .. name .. ".qcow2"
+    local options = { size = 32 << 20, cluster_size = more and more.cluster_size or 4096, preallocation = "metadata" }
+    local img = assert(qcow2.create(path, options))
+    assert(img:close())
+    return path
+  end
+
+  for _, size in ipairs { 4096, 65536, 512 } do
+    it(("line by line on random damage, clusters of %d"):format(size), function()
+      local path = make("damage" .. size, { cluster_size = size })
+      local rng = random.new("page " .. size)
+      for round = 1, 4 do
+        damage_counts(path, rng, round * 3)
+        local theirs, ours = both(path)
+        assert.are.same(theirs, ours)
+      end
+    end)
+  end
+
+  it("finds data that two entries share inside such a run", function()
+    local path = make("shared")
+    local img = assert(qcow2.open(path))
+    local l2, first = img.l1[1].offset, img.l1[9].l2[0].host_offset
+    assert(img:close())
+    for i = 0, 99 do poke.u64(path, l2 + i * 8, first + i * 4096 | COPIED) end
+    local theirs, ours = both(path)
+    assert.are.same(theirs, ours)
+    assert.are.equal(2, ours.code)
+  end)
+
+  it("finds a table that lies on such a run", function()
+    local path = make("table")
+    local img = assert(qcow2.open(path))
+    local victim = img.l1[9].l2[100].host_offset
+    poke.u64(path, img.header.l1_table_offset + 8, victim | COPIED)
+    assert(img:close())
+    local damaged <close> = assert(qcow2.open(path))
+    local report = assert(damaged:check())
+    assert.are.equal(1, report.found.overlap)
+    for _, finding in ipairs(report.findings) do
+      if finding.kind == "overlap" then
+        assert.are.same({ victim, 4096 }, { finding.host_offset, finding.host_length })
+      end
+    end
+  end)
+
+  it("is repaired by qemu-img's sums", function()
+    local path = make("repaired")
+    damage_counts(path, random.new("repaired page"), 20)
+    assert.are.equal(0, sh.qcow2({ "check", "-r", "all", path }).code)
+    local theirs, ours = both(path)
+    assert.are.same(theirs, ours)
+    assert.are.equal(0, ours.code)
+  end)
+end)
+
 -- An image whose guest data lies 1.5 TiB and more into a sparse file, behind what the census holds as an array.
 -- `counts`: stored refcounts by far cluster, from the first one on.
 local FAR = 3 << 39
@@ -169,6 +234,17 @@ describe("The cost of a check is bounded by what the file really holds:", functi
   local dir
   lazy_setup(function() dir = tmp.dir() end)
   lazy_teardown(function() tmp.remove(dir) end)
+
+  it("a terabyte of clusters one behind the other", function()
+    local path = dir .. "/terabyte.qcow2"
+    assert(assert(qcow2.create(path, { size = "1T", preallocation = "metadata" })):close())
+    local peak, seconds, corruptions, leaks = cost(path)
+    os.remove(path)
+    assert.are.same({ 0, 0 }, { corruptions, leaks })
+    assert.is_true(seconds < 2, "seconds: " .. seconds)
+    -- A sanitizer's own memory comes on top.
+    assert.is_true(cc.is_sanitized() or peak < 32 << 10, "KiB: " .. peak)
+  end)
 
   it("60,000 snapshots that share one L1 table", function()
     local path = dir .. "/shared.qcow2"
