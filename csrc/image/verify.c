@@ -117,6 +117,22 @@ static int map_plain(struct verify *v, uint64_t cluster, struct qcow2_error *err
 	return rc;
 }
 
+/* The cluster's entry gets its COPIED back and says what it said. */
+static int set_copied(struct verify *v, uint64_t cluster, struct qcow2_error *err)
+{
+	struct qcow2_image *image = v->task.image;
+	uint8_t *entry;
+	uint32_t left;
+	int rc = q2_edit_begin(image, err);
+	if (!rc)
+		rc = q2_link_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
+	if (!rc) {
+		struct q2_entry e = q2_link_get(&image->meta.geo, entry);
+		q2_link_put(&image->meta.geo, entry, e.raw | Q2_COPIED, (uint64_t)e.zero << 32 | e.alloc);
+	}
+	return rc;
+}
+
 /* ---- looking ----------------------------------------------------------------------------------- */
 
 /* The guest reads zeros in the range: where does the data file have something else? *any is set when it does. */
@@ -210,15 +226,17 @@ static int look_at(struct verify *v, uint64_t guest, struct qcow2_error *err)
 	if (cause != QCOW2_CAUSE_COUNT) {
 		any = true;
 		rc = note(v, cause, guest, length, err);
-	} else if (e.alloc != (g->extended_l2 ? UINT32_MAX : 1)) {
-		rc = look_inside(v, &e, guest, &any, err);
 	}
+	/* An entry that only lacks COPIED has contents like any other. */
+	bool sound = cause == QCOW2_CAUSE_COUNT || cause == QCOW2_CAUSE_COPIED;
+	if (!rc && sound && e.alloc != (g->extended_l2 ? UINT32_MAX : 1))
+		rc = look_inside(v, &e, guest, &any, err);
 	if (rc || !any)
 		return rc;
-	/* Towards the data file zeros were written on the way; an entry that lacks COPIED keeps its contents. */
-	bool plain = v->resync == QCOW2_RESYNC_METADATA ||
-		     (v->resync == QCOW2_RESYNC_DATA && cause == QCOW2_CAUSE_COPIED);
-	return plain ? map_plain(v, guest, err) : 0;
+	if (v->resync == QCOW2_RESYNC_METADATA)
+		return map_plain(v, guest, err);
+	/* Towards the data file zeros were written on the way. */
+	return v->resync == QCOW2_RESYNC_DATA && cause == QCOW2_CAUSE_COPIED ? set_copied(v, guest, err) : 0;
 }
 
 /* Unallocated all over: how far does a gap of the L1 table reach from `guest` on? 0: there is a table. */

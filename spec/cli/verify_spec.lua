@@ -26,14 +26,14 @@ local function poke(path, offset, bytes)
   file:write(bytes)
 end
 
--- Sets the entry of a guest cluster.
-local function set_entry(dir, cluster, word)
+-- Sets the entry of a guest cluster, with extended L2 entries its subclusters' bits too.
+local function set_entry(dir, cluster, word, bitmap)
   local at
   do
     local img <close> = assert(qcow2.open(dir .. "/image", { data_file = false }))
     at = img.l1[0].l2[cluster].file_offset
   end
-  poke(dir .. "/image", at, string.pack(">i8", word))
+  poke(dir .. "/image", at, string.pack(">i8", word) .. (bitmap and string.pack(">i8", bitmap) or ""))
 end
 
 local function verify(dir, ...)
@@ -105,6 +105,32 @@ describe("verify", function()
         end
       end)
     end
+  end
+
+  local function disk(dir)
+    local img <close> = assert(qcow2.open(dir .. "/image"))
+    return assert(img:read(0, img.size))
+  end
+
+  for name, case in pairs({
+    ["an entry with a zero flag"] = { word = 3 * CLUSTER | ZERO,
+      finds = { "not-copied 196608+65536", "zero 196608+65536" } },
+    ["subclusters of which some are data"] = { extended_l2 = true,
+      word = 3 * CLUSTER, bitmap = 1 << 63 | 1,
+      finds = { "not-copied 196608+65536", "unallocated 198656+61440", "zero 260096+2048" } },
+  }) do
+    it("gives COPIED back to " .. name .. " and shows the same disk as before", function()
+      local dir = tmp.dir()
+      make(dir, { data_file_raw = false, extended_l2 = case.extended_l2 })
+      set_entry(dir, 3, case.word, case.bitmap)
+      local before = disk(dir)
+      local list, code = verify(dir, "--to-data", "image")
+      assert.same(case.finds, list)
+      assert.equal(0, code)
+      assert.is_true(before == disk(dir))
+      assert.is_true(before == sh.slurp(dir .. "/data"))
+      assert.same({}, (verify(dir, "image")))
+    end)
   end
 
   it("finds a data file that is too short, and gives it its length", function()
