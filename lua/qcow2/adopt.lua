@@ -49,7 +49,7 @@ function adopt.options(data_path, image_path, given)
   return o
 end
 
----Makes an image around a raw disk. gives: the image, open for reading and writing.
+---Makes an image around a raw disk. gives: true, or nil, message, kind, errno.
 ---@param data_path string
 ---@param image_path string
 ---@param given qcow2.create_options?

@@ -364,7 +364,7 @@ function create.plan(path, given)
   return plan
 end
 
----Makes an image. gives: the image, open for reading and writing; or nil, message, kind, errno.
+---Makes an image. gives: true, or nil, message, kind, errno.
 ---@param path string
 ---@param given qcow2.create_options
 function create.create(path, given)
@@ -383,7 +383,7 @@ function create.create(path, given)
   if not ok then
     return nil, message, kind, errno
   end
-  return create.open(plan)
+  return true
 end
 
 create.place = place

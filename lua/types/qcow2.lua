@@ -83,12 +83,12 @@ function qcow2.size(text) end
 ---@field encryption? "aes"|"luks"         answers "unsupported"
 ---@field references? qcow2.references     policy for what the backing file names
 
----Makes an image and opens it for reading and writing. Nothing is made or changed when the options contradict
+---Makes an image, to be opened by `qcow2.open`. Nothing is made or changed when the options contradict
 ---each other or something that exists would be lost ("exists"). When it fails later, files that this call made are
 ---removed; one that was to be overwritten stays, without its old contents.
 ---@param path string
 ---@param options qcow2.create_options
----@return qcow2.image? img
+---@return true? made
 ---@return string? message
 ---@return qcow2.kind? kind
 ---@return integer? errno
@@ -99,7 +99,7 @@ function qcow2.create(path, options) end
 ---@param data_path string
 ---@param path string      of the image
 ---@param options? qcow2.create_options
----@return qcow2.image? img
+---@return true? made
 ---@return string? message
 ---@return qcow2.kind? kind
 ---@return integer? errno

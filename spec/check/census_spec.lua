@@ -6,6 +6,7 @@ local core = require "qcow2.core"
 local fixtures = require "spec.support.fixtures"
 local forge = require "spec.support.forge"
 local poke = require "spec.support.poke"
+local made = require("spec.support.made")
 local qcow2 = require "qcow2"
 local qemu = require "spec.support.qemu"
 local random = require "spec.support.random"
@@ -98,7 +99,7 @@ describe("The census of clusters that lie one behind the other", function()
   local function make(name, more)
     local path = dir .. "/" .. name .. ".qcow2"
     local options = { size = 32 << 20, cluster_size = more and more.cluster_size or 4096, preallocation = "metadata" }
-    local img = assert(qcow2.create(path, options))
+    local img = made(path, options)
     assert(img:close())
     return path
   end
@@ -237,7 +238,7 @@ describe("The cost of a check is bounded by what the file really holds:", functi
 
   it("a terabyte of clusters one behind the other", function()
     local path = dir .. "/terabyte.qcow2"
-    assert(assert(qcow2.create(path, { size = "1T", preallocation = "metadata" })):close())
+    assert(qcow2.create(path, { size = "1T", preallocation = "metadata" }))
     local peak, seconds, corruptions, leaks = cost(path)
     os.remove(path)
     assert.are.same({ 0, 0 }, { corruptions, leaks })

@@ -16,17 +16,22 @@ end
 
 describe("the README", function()
   it("has Lua that runs", function()
-    local chunk = assert(readme:match("```lua\n(.-)```"), "no Lua example")
     local dir = folder()
-    sh.spit(dir .. "/example.lua", chunk)
     local env = {
       LUA_PATH = ("%s/lua/?.lua;%s/lua/?/init.lua;;"):format(sh.root(), sh.root()),
       LUA_CPATH = sh.build() .. "/lib/lua/5.4/?.so;;",
     }
-    local result = sh.run({ lua, "example.lua" }, { cwd = dir, env = env })
-    assert.equal(0, result.code, result.stderr)
-    assert.truthy(result.stdout:find("4194304\t65536\tnil\n", 1, true), result.stdout)
-    assert.truthy(result.stdout:find("1048576\t65536\tdata\t0\n", 1, true), result.stdout)
+    local printed = {}
+    for chunk in readme:gmatch("```lua\n(.-)```") do
+      sh.spit(dir .. "/example.lua", chunk)
+      local result = sh.run({ lua, "example.lua" }, { cwd = dir, env = env })
+      assert.equal(0, result.code, result.stderr)
+      printed[#printed + 1] = result.stdout
+    end
+    assert.equal(2, #printed)
+    assert.truthy(printed[1]:find("4194304\t65536\tnil\n", 1, true), printed[1])
+    assert.truthy(printed[1]:find("1048576\t65536\tdata\t0\n", 1, true), printed[1])
+    assert.truthy(printed[2]:find("100%%\n$"), printed[2])
   end)
 
   it("has commands that run, one after the other", function()
@@ -36,6 +41,6 @@ describe("the README", function()
       assert.equal(0, result.code, command .. "\n" .. result.stderr)
       count = count + 1
     end
-    assert.is_true(count >= 4)
+    assert.is_true(count >= 11)
   end)
 end)

@@ -42,7 +42,7 @@ describe("A killed writer", function()
       for round = 1, KILLS do
         local path = tmp.path()
         local log, seed = path .. ".log", kind.name .. round
-        assert(qcow2.create(path, kind.options)):close()
+        assert(qcow2.create(path, kind.options))
         -- In the foreground it waits until the killed one is gone, and with it its locks.
         local result = sh.run({ "timeout", "--foreground", "-s", "KILL", ("%.3f"):format(rng:int(30, 300) / 1000),
           os.getenv("Q2_LUA") or "lua5.4", "spec/support/killed.lua", path, log, seed },

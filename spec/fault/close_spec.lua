@@ -11,7 +11,7 @@ local tmp = require "spec.support.tmp"
 local function full_image()
   local path = tmp.path()
   sh.spit(path:gsub("[^/]*$", "") .. "below", ("b"):rep(1 << 20))
-  assert(qcow2.create(path, { backing_file = "below", backing_fmt = "raw" })):close()
+  assert(qcow2.create(path, { backing_file = "below", backing_fmt = "raw" }))
   local pipe <close> = assert(io.popen("stat -c %s " .. sh.quote(path)))
   return path, (pipe:read("n") + 511) // 512
 end

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- Amended images, judged by QEMU and the decoder: sound, the same disk and the same snapshots as before.
 local decoder = require("spec.support.decoder")
+local made = require("spec.support.made")
 local qcow2 = require("qcow2")
 local qemu = require("spec.support.qemu")
 local sh = require("spec.support.sh")
@@ -133,7 +134,7 @@ describe("Amending", function()
   it("drops places kept under zeros of a snapshot, with COPIED following in the disk", function()
     local path = tmp.path()
     do
-      local img <close> = assert(qcow2.create(path, { size = "1M", cluster_size = 4096 }))
+      local img <close> = made(path, { size = "1M", cluster_size = 4096 })
       assert(img:write(0, ("a"):rep(65536)))
       assert(img:snapshot_create("data"))
       assert(img:zero(0, 32768))
@@ -239,7 +240,7 @@ describe("Amending", function()
 
   it("writes and reads on after every change, in one handle", function()
     local path = tmp.path()
-    local img <close> = assert(qcow2.create(path, { size = "2M", cluster_size = 4096 }))
+    local img <close> = made(path, { size = "2M", cluster_size = 4096 })
     for i, o in ipairs({ { refcount_bits = 64 }, { lazy_refcounts = true }, { refcount_bits = 16 },
       { lazy_refcounts = false }, { compat = "0.10" }, { compat = "1.1" }, { refcount_bits = 1 },
       { size = "3M" }, { lazy_refcounts = true } }) do

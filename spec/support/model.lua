@@ -429,7 +429,7 @@ local function make(self)
     qemu.create(self.path, theirs)
     self.by_qemu = true
   else
-    self:ok(qcow2.create(self.path, o)):close()
+    self:ok(qcow2.create(self.path, o))
   end
 end
 

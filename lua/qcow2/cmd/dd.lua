@@ -173,9 +173,6 @@ local function convert(image, path, start, length)
   local target, message
   if length == 0 then
     target, message = qcow2.create(path, { size = 0, overwrite = true })
-    if target then
-      target, message = target:close()
-    end
   else
     target, message = qcow2.convert(image, path, { format = "qcow2", overwrite = true, start = start, length = length,
       sync = true })
