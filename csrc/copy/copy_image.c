@@ -23,6 +23,7 @@
 #define WINDOW ((uint64_t)1 << 20)
 #define ZERO_UNIT ((uint64_t)1 << 30)
 #define SECTOR 512u
+#define GRAIN 4096u                            /* of holes in what is written; hosts keep no smaller ones */
 #define MAX_PIECES (2 * (WINDOW_MAX / SECTOR)) /* a disk may end inside a sector */
 #define MAX_CLUSTERS (WINDOW_MAX / 512)
 
@@ -49,6 +50,7 @@ struct worker {
 	uint8_t *packed; /* its streams, one behind the other */
 	uint8_t fate[MAX_CLUSTERS];
 	uint32_t stream[MAX_CLUSTERS]; /* STREAM: its bytes */
+	uint64_t bitmap[MAX_CLUSTERS]; /* DATA with extended L2: its subclusters */
 	struct q2_vec places;          /* struct place */
 };
 
@@ -122,16 +124,48 @@ static int read_data(struct copy *copy, struct worker *worker, const struct unit
 		if (!any)
 			memset(worker->buf + at, 0, end - at);
 		memset(worker->buf + end, 0, next * cluster - end);
+		/* A stream stands for a whole cluster, so any that is zeros is worth leaving out. */
+		uint64_t enough = copy->compress ? cluster : copy->sparse_size;
 		for (size_t z = c; copy->sparse_size && z < next;) {
 			bool zero;
 			uint64_t run =
 				q2_zero_run(worker->buf + z * cluster, (next - z) * cluster, cluster, &zero);
-			if (zero && run >= q2_min(copy->sparse_size, end - at))
+			if (zero && run >= q2_min(enough, end - at))
 				memset(worker->fate + z, ZEROS, run / cluster);
 			z += run / cluster;
 		}
 	}
 	return 0;
+}
+
+/* With extended L2 subclusters that are zeros take no space either, if the run is long enough. */
+static void find_subclusters(const struct copy *copy, struct worker *worker, const struct unit *unit)
+{
+	const struct q2_geometry *g = &copy->target->meta.geo;
+	uint64_t length = q2_round_up(unit->end - unit->start, g->cluster_size), end;
+	for (uint64_t at = 0; at < length; at = end) {
+		uint8_t fate = worker->fate[at >> g->cluster_bits];
+		for (end = at + g->cluster_size;
+		     end < length && worker->fate[end >> g->cluster_bits] == fate;)
+			end += g->cluster_size;
+		if (fate != DATA)
+			continue;
+		memset(worker->bitmap + (at >> g->cluster_bits), 0, ((end - at) >> g->cluster_bits) * 8);
+		for (uint64_t run; at < end; at += run) {
+			bool zero;
+			run = q2_zero_run(worker->buf + at, end - at, 1u << g->subcluster_bits, &zero);
+			zero = zero && run >= copy->sparse_size;
+			for (uint64_t s = at; s < at + run; s += 1u << g->subcluster_bits) {
+				unsigned bit = (unsigned)(s >> g->subcluster_bits) % 32;
+				uint64_t *bitmap = &worker->bitmap[s >> g->cluster_bits];
+				/* Zeros need saying where a backing file would show. */
+				if (!zero)
+					*bitmap |= 1ull << bit;
+				else if (copy->has_backing)
+					*bitmap |= 1ull << (32 + bit);
+			}
+		}
+	}
 }
 
 static int compress_data(struct copy *copy, struct worker *worker, const struct unit *unit,
@@ -181,31 +215,71 @@ static int add_place(struct worker *worker, uint64_t host, const uint8_t *from, 
 	return 0;
 }
 
+/* The subclusters of clusters [c, next) that are there, the first at `host`, are to be written. */
+static int add_subclusters(struct copy *copy, struct worker *worker, const struct unit *unit, size_t c,
+			   size_t next, uint64_t host, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &copy->target->meta.geo;
+	uint64_t first = (uint64_t)c << g->cluster_bits, length = unit->end - unit->start;
+	uint64_t end = q2_min((uint64_t)next << g->cluster_bits, length), size = 1ull << g->subcluster_bits;
+	int rc = 0;
+	for (uint64_t at = first; at < end && !rc; at += size)
+		if (worker->bitmap[at >> g->cluster_bits] >> ((at >> g->subcluster_bits) % 32) & 1)
+			rc = add_place(worker, host + (at - first), worker->buf + at, q2_min(size, end - at),
+				       err);
+	return rc;
+}
+
 /* Places for clusters [c, next) of one fate, in a target that holds nothing there. */
 static int place_new(struct copy *copy, struct worker *worker, const struct unit *unit, size_t c, size_t next,
 		     uint64_t *packed, struct qcow2_error *err)
 {
 	uint64_t cluster = copy->target->meta.geo.cluster_size, length = unit->end - unit->start;
-	for (uint64_t got = 0; c < next; c += got) {
-		uint64_t guest = unit->start + c * cluster, host, bytes;
-		const uint8_t *from = worker->buf + c * cluster;
-		int rc;
+	bool sub = copy->target->meta.geo.extended_l2 && copy->sparse_size;
+	int rc = 0;
+	for (uint64_t got = 1; c < next && !rc; c += got) {
+		uint64_t guest = unit->start + c * cluster, host;
 		if (worker->fate[c] == STREAM) {
-			got = 1;
-			bytes = worker->stream[c];
-			from = worker->packed + *packed;
+			uint32_t bytes = worker->stream[c];
+			rc = q2_compress_place(copy->target, guest, bytes, &host, err);
+			if (!rc)
+				rc = add_place(worker, host, worker->packed + *packed, bytes, err);
 			*packed += bytes;
-			rc = q2_compress_place(copy->target, guest, (uint32_t)bytes, &host, err);
-		} else {
-			rc = q2_write_place(copy->target, guest, next - c, &host, &got, err);
-			bytes = q2_min(got * cluster, length - c * cluster);
+			continue;
 		}
-		if (!rc)
-			rc = add_place(worker, host, from, bytes, err);
-		if (rc)
-			return rc;
+		rc = q2_write_place(copy->target, guest, next - c, sub ? worker->bitmap + c : NULL, &host,
+				    &got, err);
+		if (!rc && sub)
+			rc = add_subclusters(copy, worker, unit, c, c + got, host, err);
+		else if (!rc)
+			rc = add_place(worker, host, worker->buf + c * cluster,
+				       q2_min(got * cluster, length - c * cluster), err);
 	}
-	return 0;
+	return rc;
+}
+
+/* Writes bytes [at, end) of the unit; where the target shows zeros anyway, long zeros among them are left out. */
+static int write_data(struct copy *copy, struct worker *worker, const struct unit *unit, uint64_t at,
+		      uint64_t end, struct qcow2_error *err)
+{
+	bool all = !copy->is_zero || copy->has_backing || !copy->sparse_size;
+	int rc = 0;
+	for (uint64_t from = at; from < end && !rc; from = at) {
+		bool zero = false;
+		while (at < end) {
+			uint64_t run = all ? end - at : q2_zero_run(worker->buf + at, end - at, GRAIN, &zero);
+			zero = zero && run >= copy->sparse_size;
+			if (zero && at > from)
+				break;
+			at += run;
+			if (zero)
+				from = at;
+		}
+		if (at > from)
+			rc = qcow2_image_write(copy->target, unit->start + from, worker->buf + from,
+					       at - from, err);
+	}
+	return rc;
 }
 
 /* Writes clusters [c, next) of one fate into a target that may hold anything there. */
@@ -215,8 +289,7 @@ static int write_over(struct copy *copy, struct worker *worker, const struct uni
 	uint64_t cluster = copy->target->meta.geo.cluster_size, length = unit->end - unit->start;
 	int rc = 0;
 	if (!copy->compress)
-		return qcow2_image_write(copy->target, unit->start + c * cluster, worker->buf + c * cluster,
-					 q2_min(next * cluster, length) - c * cluster, err);
+		return write_data(copy, worker, unit, c * cluster, q2_min(next * cluster, length), err);
 	for (; c < next && !rc; c++)
 		rc = qcow2_image_write_compressed(copy->target, unit->start + c * cluster,
 						  worker->buf + c * cluster,
@@ -328,6 +401,8 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 		rc = read_data(copy, worker, unit, err);
 		if (!rc && copy->compress && copy->fresh)
 			rc = compress_data(copy, worker, unit, err);
+		if (!rc && copy->fresh && copy->sparse_size && copy->target->meta.geo.extended_l2)
+			find_subclusters(copy, worker, unit);
 	}
 	atomic_fetch_add(&copy->lost, worker->reader.lost);
 	worker->reader.lost = 0;

@@ -105,13 +105,14 @@ int q2_image_empty(struct qcow2_image *image, struct qcow2_error *err);
  * caller has the data written there before it commits (invariant 3).
  *
  * q2_compress_place: a place for a compressed stream as the cluster at guest `offset`.
- * q2_write_place: places for `count` whole clusters that hold nothing yet, from guest `offset` on; as many as lie
+ * q2_write_place: places for `count` whole clusters that hold nothing yet, from guest `offset` on, with these
+ * subcluster bitmaps of extended L2 (NULL: all of each is there); as many as lie
  * in one piece. gives: *host of the first byte in q2_edit_data's store, *got clusters.
  */
 int q2_compress_place(struct qcow2_image *image, uint64_t offset, uint32_t length, uint64_t *host,
 		      struct qcow2_error *err);
-int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, uint64_t *host, uint64_t *got,
-		   struct qcow2_error *err);
+int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, const uint64_t *bitmaps,
+		   uint64_t *host, uint64_t *got, struct qcow2_error *err);
 
 /*
  * A new image in the making is hidden: its magic is missing on disk, so that what is left of it after a kill looks

@@ -161,9 +161,9 @@ static int write_span(struct qcow2_image *image, const struct span *span, bool v
 	return rc;
 }
 
-/* Makes the entries of the span say where its data is now. */
+/* Makes the entries of the span say where its data is now. `bitmaps`: of each cluster; NULL: all is there. */
 static int link_span(struct qcow2_image *image, const struct span *span, const struct edge edges[2],
-		     struct qcow2_error *err)
+		     const uint64_t *bitmaps, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &image->meta.geo;
 	uint64_t all = UINT32_MAX;
@@ -180,6 +180,7 @@ static int link_span(struct qcow2_image *image, const struct span *span, const s
 			uint64_t host = span->host.v + (i << g->cluster_bits);
 			uint64_t bitmap = guest == edges[0].guest   ? edges[0].bitmap
 					  : guest == edges[1].guest ? edges[1].bitmap
+					  : bitmaps                 ? bitmaps[i]
 								    : all;
 			if (!span->keep)
 				rc = q2_link_release(&image->map, &old, err);
@@ -278,13 +279,13 @@ static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t
 			q2_alloc_abandon(meta, start, span.count, NULL);
 		return rc;
 	}
-	rc = link_span(image, &span, edges, err);
+	rc = link_span(image, &span, edges, NULL, err);
 	/* Some entries may point there by now: the rest is leaked, and the image is at its end. */
 	return rc ? q2_commit_fail(meta, rc, err) : 0;
 }
 
-int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, uint64_t *host, uint64_t *got,
-		   struct qcow2_error *err)
+int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, const uint64_t *bitmaps,
+		   uint64_t *host, uint64_t *got, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	unsigned bits = meta->geo.cluster_bits;
@@ -300,7 +301,7 @@ int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, u
 		return rc;
 	*host = span.host.v;
 	*got = span.count;
-	rc = link_span(image, &span, none, err);
+	rc = link_span(image, &span, none, bitmaps, err);
 	return rc ? q2_commit_fail(meta, rc, err) : 0;
 }
 

@@ -269,6 +269,7 @@ end
 -- QEMU writes in our place for a while.
 function steps.qemu(self)
   self:close()
+  self.by_qemu = true
   local commands = {}
   for i = 1, self.rng:int(1, 6) do
     commands[i] = turns[self.rng:pick { "write", "write", "write", "zero", "discard" }](self, self:sectors())
@@ -285,7 +286,6 @@ function steps.qemu(self)
     -- What a shrunk disk left in its last cluster it would show again.
     if #self.disk % self.cluster_size ~= 0 then size = math.min(size, #self.disk) end
     qemu.resize(self.path, tostring(size), "--shrink")
-    self.by_qemu = true
     self:resized(size)
   end
   self:open()

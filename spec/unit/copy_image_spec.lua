@@ -101,6 +101,50 @@ describe("A copy into a new image", function()
     end)
   end
 
+  it("takes no space for subclusters and clusters that are zeros", function()
+    -- Two KiB of data at the start of every other cluster of 64 KiB.
+    local cluster = ("x"):rep(2048) .. ("\0"):rep(126 * KIB)
+    local holes = cluster:rep(8)
+    local bytes = copied(holes, {}, { extended_l2 = true })
+    assert.is_true(disk_of(bytes) == holes)
+    local data = 0
+    for _, found in ipairs(decoder.open("memory", { bytes = bytes }):map()) do
+      if found.kind == "data" then
+        assert.equal(2048, found.length)
+        data = data + 1
+      else
+        assert.equal("unallocated", found.kind)
+      end
+    end
+    assert.equal(8, data)
+    -- A zero run below the size that was asked for takes its space.
+    local full = decoder.open("memory", { bytes = copied(holes, { sparse_size = 256 * KIB }, { extended_l2 = true }) })
+    assert.equal("data", full:map()[1].kind)
+    assert.equal(16 * 64 * KIB, full:map()[1].length)
+    -- Small clusters between data: as streams each counts for itself.
+    local small = (("x"):rep(512) .. ("\0"):rep(512)):rep(64)
+    local streams = decoder.open("memory",
+      { bytes = copied(small, { compress = true }, { cluster_size = 512 }) })
+    assert.equal(128, #streams:map())
+  end)
+
+  it("writes no long zeros into what reads as zeros anyway", function()
+    local cluster = ("x"):rep(4096) .. ("\0"):rep(60 * KIB)
+    local holes = cluster:rep(16)
+    local data = assert(core.store_memory("")):power()
+    local image <close> = new_image(assert(core.store_memory("")), { size = #holes, data_file = "d",
+      data_file_raw = true, hidden = true }, data)
+    local before = data:power_count()
+    assert(run({ source_of(holes) }, image, {}))
+    local written = 0
+    for n = before, data:power_count() - 1 do
+      local kind, _, length = data:power_op(n)
+      written = written + (kind == "w" and length or 0)
+    end
+    assert.equal(16 * 4096, written)
+    assert.is_true(data:read(0, #holes) == holes)
+  end)
+
   it("uses the places that were preallocated", function()
     for _, extended in ipairs({ false, true }) do
       local options = { extended_l2 = extended, preallocation = "metadata", size = #disk }
