@@ -278,6 +278,9 @@ int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err
 		rc = q2_commit_flush(meta, err);
 	/* Everything first, the magic last: when the caller wants it on disk, in that order there too. */
 	if (!rc && flush) {
+		/* Who made the file flushed nothing either. */
+		meta->unsynced = true;
+		meta->data_unsynced = meta->data != NULL;
 		meta->hidden = false;
 		rc = q2_commit_barrier(meta, err);
 		meta->hidden = true;

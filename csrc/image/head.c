@@ -170,11 +170,8 @@ static int write_sector(struct qcow2_image *image, uint64_t base, const uint8_t 
 	uint8_t sector[SECTOR] = {0};
 	q2_header_put(&meta->header, sector);
 	memcpy(sector + base, list, length);
-	meta->unsynced = true;
-	int rc = qcow2_store_write(meta->store, 0, sector, sizeof sector, err);
-	if (!rc)
-		rc = q2_commit_barrier(meta, err);
-	return rc ? q2_commit_fail(meta, rc, err) : reload(image, err);
+	int rc = q2_commit_start(meta, sector, sizeof sector, err);
+	return rc ? rc : reload(image, err);
 }
 
 int q2_head_store_version(struct qcow2_image *image, const struct q2_head *head, struct qcow2_error *err)
@@ -230,12 +227,7 @@ int q2_head_store(struct qcow2_image *image, const struct q2_head *head, struct 
 		point_at(&meta->header, head, base, name_at);
 		q2_header_put(&meta->header, sector);
 		memcpy(sector + base, list, length);
-		meta->unsynced = true;
-		rc = qcow2_store_write(meta->store, 0, sector, sizeof sector, err);
-		if (!rc)
-			rc = q2_commit_barrier(meta, err);
-		if (rc)
-			q2_commit_fail(meta, rc, err);
+		rc = q2_commit_start(meta, sector, sizeof sector, err);
 	} else {
 		/* Behind the list that is in force now, and so that the new one fits before it, too. */
 		uint64_t end = base + length, old_name_at;

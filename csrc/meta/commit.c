@@ -187,16 +187,14 @@ int q2_commit_flush(struct q2_meta *meta, struct qcow2_error *err)
 	return rc ? q2_commit_fail(meta, rc, err) : 0;
 }
 
-int q2_commit_header(struct q2_meta *meta, struct qcow2_error *err)
+int q2_commit_start(struct q2_meta *meta, uint8_t *bytes, size_t length, struct qcow2_error *err)
 {
 	struct qcow2_error own;
-	uint8_t bytes[Q2_HEADER_FULL];
 	if (!err)
 		err = &own;
 	int rc = q2_commit_check(meta, err);
 	if (rc)
 		return rc;
-	size_t length = q2_header_put(&meta->header, bytes);
 	if (meta->hidden)
 		memset(bytes, 0, 4);
 	rc = qcow2_store_write(meta->store, 0, bytes, length, err);
@@ -204,4 +202,11 @@ int q2_commit_header(struct q2_meta *meta, struct qcow2_error *err)
 	if (!rc)
 		rc = q2_commit_barrier(meta, err);
 	return rc ? q2_commit_fail(meta, rc, err) : 0;
+}
+
+int q2_commit_header(struct q2_meta *meta, struct qcow2_error *err)
+{
+	uint8_t bytes[Q2_HEADER_FULL];
+	size_t length = q2_header_put(&meta->header, bytes);
+	return q2_commit_start(meta, bytes, length, err);
 }

@@ -153,4 +153,7 @@ int q2_commit_check(const struct q2_meta *meta, struct qcow2_error *err);
  */
 int q2_commit_header(struct q2_meta *meta, struct qcow2_error *err);
 
+/* The same with what follows the fields: `length` bytes, at most a sector, that begin with them. */
+int q2_commit_start(struct q2_meta *meta, uint8_t *bytes, size_t length, struct qcow2_error *err);
+
 #endif

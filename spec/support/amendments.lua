@@ -32,6 +32,15 @@ local function cut_off(s)
   assert(s.stores.data:resize(17408))
 end
 
+-- The header's sector has no room for it.
+local LONG_NAME = ("./"):rep(220) .. "backing"
+
+-- Version 2 has no zeros that hide a backing file.
+local function fill_plainly(s)
+  s:write(0, ("a"):rep(3000))
+  s:write(8192, ("b"):rep(9000))
+end
+
 local cases = {
   ["counts of 64 bits"] = { options = { refcount_bits = 64 }, prepare = snapshots },
   ["counts of 2 bits"] = { options = { refcount_bits = 2 }, prepare = snapshots },
@@ -41,6 +50,10 @@ local cases = {
   ["version 2 of lazy counts"] = { options = { version = 2 }, create = { lazy_refcounts = true }, prepare = snapshots },
   ["version 2 over a backing file"] = { options = { version = 2 }, prepare = snapshots,
     backing = scenarios.patterned(20480, 65) },
+  ["version 2 under a long name"] = { options = { version = 2 }, prepare = snapshots,
+    backing = scenarios.patterned(20480, 65), backing_name = LONG_NAME, create = { cluster_size = 2048 } },
+  ["version 3 under a long name"] = { options = { version = 3 }, create = { version = 2, cluster_size = 1024 },
+    prepare = fill_plainly, backing = scenarios.patterned(20480, 65), backing_name = LONG_NAME },
   ["version 3"] = { options = { version = 3 }, create = { version = 2 }, prepare = snapshots },
   ["version 3 and all that it allows"] = { options = { version = 3, refcount_bits = 32, lazy_refcounts = true },
     create = { version = 2 }, prepare = snapshots },
@@ -64,7 +77,8 @@ function amendments.amend()
   local all = {}
   for name, case in pairs(cases) do
     all[name] = { create = with({ size = 20480 + 512, cluster_size = 512 }, case.create), prepare = case.prepare,
-      backing = case.backing, data = case.data, run = function(s) s:amend(case.options) end }
+      backing = case.backing, backing_name = case.backing_name, data = case.data,
+      run = function(s) s:amend(case.options) end }
   end
   return all
 end

@@ -303,9 +303,9 @@ end
 
 -- ---- building -------------------------------------------------------------------------------
 
---- Builds an image as strings. parts: create (options of core.create), backing (bytes), data (true: with a data
--- file), disk (of a raw disk: its bytes), prepare (function(session)), after (function(bytes of the image), gives
--- new ones). gives: parts with image, data, disk, snapshots filled in.
+--- Builds an image as strings. parts: create (options of core.create), backing (bytes), backing_name, data (true:
+-- with a data file), disk (of a raw disk: its bytes), prepare (function(session)), after (function(bytes of the
+-- image), gives new ones). gives: parts with image, data, disk, snapshots filled in.
 function session.make(parts)
   local made = copy(parts)
   local image = assert(core.store_memory(0))
@@ -315,7 +315,7 @@ function session.make(parts)
     image = assert(core.store_memory(parts.disk))
   else
     local options = copy(parts.create)
-    if parts.backing then options.backing_file, options.backing_format = "backing", "raw" end
+    if parts.backing then options.backing_file, options.backing_format = parts.backing_name or "backing", "raw" end
     if parts.data then options.data_file = "data" end
     assert(core.create(image, data or nil, options))
     made.disk = cut(parts.backing or "", options.size)
