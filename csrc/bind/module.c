@@ -53,6 +53,17 @@ static int l_realpath(lua_State *L)
 	return 1;
 }
 
+/* core.file_length(path) -> bytes of the regular file there, which is not opened; nil when there is none */
+static int l_file_length(lua_State *L)
+{
+	struct stat st;
+	if (stat(luaL_checkstring(L, 1), &st) || !S_ISREG(st.st_mode))
+		lua_pushnil(L);
+	else
+		lua_pushinteger(L, (lua_Integer)st.st_size);
+	return 1;
+}
+
 /* core.sync_directory(path): names that were made in it are on stable storage */
 static int l_sync_directory(lua_State *L)
 {
@@ -82,6 +93,7 @@ static int l_isatty(lua_State *L)
 int luaopen_qcow2_core(lua_State *L)
 {
 	static const luaL_Reg functions[] = {{"realpath", l_realpath},
+					     {"file_length", l_file_length},
 					     {"isatty", l_isatty},
 					     {"sync_directory", l_sync_directory},
 					     {NULL, NULL}};

@@ -358,6 +358,15 @@ properties.data_file_path = function(self)
   return state.data_path or state.data_file or name and references.resolve(state.path, name)
 end
 
+---Bytes of the regular file there, which is not opened; nil when there is none or the policy keeps out of it.
+properties.data_file_length = function(self)
+  local _, _, name = raw.names(self)
+  local state = state_of(self)
+  local path = state.data_path or state.data_file
+    or name and references.allow(state.references, state.path, name, "data_file")
+  return path and core.file_length(path)
+end
+
 properties.file_length = function(self) return (raw.file_lengths(self)) end
 properties.disk_size = function(self) return (select(2, raw.file_lengths(self))) end
 properties.preallocated = raw.is_preallocated

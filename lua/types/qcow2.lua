@@ -289,6 +289,7 @@ function job:cancel() end
 ---@field backing_format? string stored format
 ---@field backing_path? string   where the stored backing name leads (nothing is opened)
 ---@field data_file_path? string where the external data file is looked for
+---@field data_file_length? integer bytes of that file, if it is a regular one that may be looked at
 ---@field data_path? string      the external data file that was opened, once it was needed
 ---@field preallocated boolean   the file occupies clearly less than its metadata says is allocated
 ---@field disk_size integer      bytes the host spends on the file

@@ -55,7 +55,7 @@ local function map_list(list, convert)
   }) or nil
 end
 
--- Our own members come last: where the data file would be looked for.
+-- Our own members come last: where the data file would be looked for, and what is worth knowing of it.
 local function data_file_members(image, members)
   if not image.external_data then
     return
@@ -64,6 +64,10 @@ local function data_file_members(image, members)
   members["data-file-raw"] = image.data_file_raw or false
   if image.data_file then
     members["data-file-path"] = images.resolve(image.path, image.data_file)
+    local length = image.data_file_length
+    if length and length < image.size then
+      members["data-file-note"] = ("it ends after %d bytes; what is missing reads as zeros"):format(length)
+    end
   else
     members["data-file-note"] = "the image does not name the file that holds its data"
   end
