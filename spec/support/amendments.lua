@@ -102,7 +102,8 @@ end
 local function outward(raw, new_store)
   return function(s)
     local store = new_store(s)
-    insist("copy", session.run_job(core.copy({ s.img }, store, { sparse_size = 512, sync = true })))
+    -- Not flushed: that is for who lets the image name it.
+    insist("copy", session.run_job(core.copy({ s.img }, store, { sparse_size = 512 })))
     operate(s, "externalize", core.externalize(s.img, store, "data", raw))
     operate(s, "gather", core.gather(s.img))
   end
