@@ -65,6 +65,13 @@ static uint64_t mapped(const struct qcow2_repair *repair, uint32_t entries, uint
 	return entries <= INT64_MAX >> span ? q2_min(size, (uint64_t)entries << span) : size;
 }
 
+/* Does it get the size of its disk, which it lacks? */
+static bool is_completed(const struct qcow2_repair *repair, const struct q2_snapshot_record *r)
+{
+	return repair->check->header->version >= 3 && r->extra_length < EXTRA_LEAST &&
+	       q2_repair_wants(repair, QCOW2_PROBLEM_SNAPSHOT_INCOMPLETE);
+}
+
 /* Appends the record as it will be, with `disk` for the size of its disk. needs: `bytes` holds all of it. */
 static int keep_record(struct qcow2_repair *repair, const uint8_t *bytes, const struct q2_snapshot_record *r,
 		       uint64_t disk, struct qcow2_error *err)
@@ -75,11 +82,8 @@ static int keep_record(struct qcow2_repair *repair, const uint8_t *bytes, const 
 	memcpy(known, bytes + r->extra_at, q2_min(extra, EXTRA_KNOWN));
 	if (extra > Q2_SNAPSHOT_MAX_EXTRA && q2_repair_wants(repair, QCOW2_PROBLEM_SNAPSHOT_EXTRA))
 		extra = EXTRA_KNOWN;
-	if (repair->check->header->version >= 3 && extra < EXTRA_LEAST &&
-	    q2_repair_wants(repair, QCOW2_PROBLEM_SNAPSHOT_INCOMPLETE)) {
-		/* A disk size that is not there is the active disk's, as far as the table reaches. */
+	if (is_completed(repair, r)) {
 		q2_store64(known, r->vm_state_size);
-		disk = mapped(repair, r->l1_size, repair->check->header->size);
 		extra = EXTRA_LEAST;
 	}
 	size_t record = table->count;
@@ -114,7 +118,8 @@ static int plan_snapshot(struct qcow2_repair *repair, const uint8_t *bytes,
 	bool large = r->l1_size > Q2_MAX_L1_BYTES / 8;
 	bool fits = !r->l1_size || q2_sweep_fits(check, r->l1_table_offset, l1_bytes);
 	bool aligned = q2_is_aligned(r->l1_table_offset, repair->geo->cluster_size);
-	uint64_t disk = r->disk_size;
+	/* A size that is not there is the active disk's. */
+	uint64_t disk = is_completed(repair, r) ? check->header->size : r->disk_size;
 	if ((large && q2_repair_asked(repair, QCOW2_PROBLEM_SNAPSHOT_L1_SIZE)) ||
 	    (!large && !fits && aligned && q2_repair_asked(repair, QCOW2_PROBLEM_L1_OUTSIDE)) ||
 	    (!large && !fits && !aligned && q2_repair_asked(repair, QCOW2_PROBLEM_SNAPSHOT_L1_UNALIGNED))) {
@@ -125,13 +130,14 @@ static int plan_snapshot(struct qcow2_repair *repair, const uint8_t *bytes,
 		kept.l1_size = 0;
 		repair->incomplete = true;
 		keep_out(repair, r->l1_table_offset, l1_bytes);
-	} else if (r->l1_size && r->extra_length >= EXTRA_LEAST) {
+	} else if (r->l1_size && (r->extra_length >= EXTRA_LEAST || is_completed(repair, r))) {
 		uint64_t need = disk <= INT64_MAX ? q2_header_l1_entries(repair->geo, disk) : UINT64_MAX;
 		/* Entries that are missing say "nothing here"; a disk that no table can map is cut. */
 		if (need > Q2_MAX_L1_BYTES / 8 && q2_repair_asked(repair, QCOW2_PROBLEM_SNAPSHOT_L1_SIZE)) {
 			disk = mapped(repair, r->l1_size, INT64_MAX & ~(uint64_t)511);
 		} else if (need > r->l1_size && need <= Q2_MAX_L1_BYTES / 8 &&
-			   q2_repair_wants(repair, QCOW2_PROBLEM_SNAPSHOT_L1_SIZE)) {
+			   (q2_repair_wants(repair, QCOW2_PROBLEM_SNAPSHOT_L1_SIZE) ||
+			    is_completed(repair, r))) {
 			kept.l1_new = (uint32_t)need;
 			repair->snapshots_change = true;
 		}

@@ -253,6 +253,19 @@ describe("A repair", function()
     end
   end)
 
+  it("gives a snapshot without a disk size that of the disk, and a table that reaches so far", function()
+    damage(function()
+      forge.write(path, { header = { cluster_bits = 9, size = 100 * 512 }, clusters = { [0] = { data = "a" } },
+        snapshots = { { extra = ("\0"):rep(8), l1_size = 1, clusters = { [3] = { data = "s" } } } } })
+    end)
+    local before = contents(path)
+    assert.are.same({}, repair(path, { all = true }).found)
+    assert.is_nil(mending.lost(before, contents(path)))
+    local img <close> = assert(qcow2.open(path))
+    assert.are.same({ 100 * 512, 2 }, { img.snapshots[1].size, img.snapshots[1].l1_entries })
+    ask_qemu(path)
+  end)
+
   it("makes counts wider when they are too narrow", function()
     damage(function()
       two(path, { header = { refcount_order = 0 }, clusters = { [0] = { data = "a" }, [1] = { host = DATA },
