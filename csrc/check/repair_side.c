@@ -276,6 +276,7 @@ static int plan_bitmap(struct qcow2_repair *repair, const uint8_t *bytes, const 
 		return rc;
 	if ((!q2_side_bitmap_possible(repair->check, r) &&
 	     q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_ENTRY)) ||
+	    (r->extra_length && q2_repair_asked(repair, QCOW2_PROBLEM_BITMAP_EXTRA)) ||
 	    ((r->flags & Q2_BITMAP_IN_USE) && q2_repair_asked(repair, QCOW2_PROBLEM_BITMAP_IN_USE)) ||
 	    (!fits && q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_TABLE)) ||
 	    (verdict.broken && q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_TABLE_ENTRY))) {

@@ -208,6 +208,10 @@ static int judge_bitmap(struct qcow2_check *check, uint32_t index, uint64_t at,
 	finding.entry_offset = at;
 	if (!q2_side_bitmap_possible(check, r))
 		add(check, finding);
+	if (r->extra_length) {
+		finding.problem = QCOW2_PROBLEM_BITMAP_EXTRA;
+		add(check, finding);
+	}
 	/* The bitmaps that a writer keeps in memory are marked by its own doing. */
 	if ((r->flags & Q2_BITMAP_IN_USE) && !check->image->begun) {
 		finding.problem = QCOW2_PROBLEM_BITMAP_IN_USE;

@@ -34,6 +34,7 @@ local left = {
   ["a snapshot whose L1 table lies behind the end of the file"] = { { "l1-outside", "leak" } },
   ["a snapshot with too many L1 entries"] = { { "snapshot-l1-size", "leak" } },
   ["a snapshot beside a data file"] = { { "snapshot-data-file" }, { "snapshot-data-file" } },
+  ["a bitmap with extra data"] = { { "bitmap-extra" } },
   ["a bitmap in use"] = { { "bitmap-in-use" } },
 }
 
@@ -61,6 +62,11 @@ local function repair(path, want)
   return assert(img:repair(want))
 end
 
+-- Two notes are of images that qemu-img does not open.
+local function is_sound(report)
+  return report.corruptions == 0 and not report.found["data-file-unseen"] and not report.found["bitmap-extra"]
+end
+
 -- What qemu-img says of an image that has nothing but notes.
 local function ask_qemu(path)
   local judged = qemu.img({ "check", "-f", "qcow2", path }, { cwd = path:match("^(.*)/") })
@@ -82,7 +88,7 @@ describe("A repair of", function()
       local report = repair(path, { all = true })
       assert.are.equal(words(kept or {}), found_words(report))
       if title ~= BROUGHT_BACK then assert.is_nil(mending.lost(before, contents(path))) end
-      if report.corruptions == 0 and not found["data-file-unseen"] then ask_qemu(path) end
+      if is_sound(report) then ask_qemu(path) end
 
       local bytes = sh.slurp(path)
       assert.are.equal(words(kept or {}), found_words(repair(path, { all = true })))
@@ -94,7 +100,7 @@ describe("A repair of", function()
       end
       report = repair(path, { all = true, kinds = kinds })
       assert.are.equal(words(kept_asked or {}), found_words(report))
-      if report.corruptions == 0 and not found["data-file-unseen"] then ask_qemu(path) end
+      if is_sound(report) then ask_qemu(path) end
     end)
   end
 

@@ -291,6 +291,9 @@ local damages = {
   { "a bitmap table entry behind the end of the file", function(path)
     with_bitmap(path, { entries = { [0] = 1 << 30 } })
   end, { ["bitmap-table-entry"] = 1 }, 2 },
+  { "a bitmap with extra data", function(path)
+    with_bitmap(path, { flags = 4, extra = "unknown." })
+  end, { ["bitmap-extra"] = 1 }, nil, 0 },
   { "a bitmap in use", function(path)
     with_bitmap(path, { flags = 1 })
   end, { ["bitmap-in-use"] = 1 }, 0 },
