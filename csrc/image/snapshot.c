@@ -246,10 +246,8 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 		rc = q2_shadow_open(meta, &change.tables.shadow, err);
 	/* The snapshot keeps the disk's tables; the disk refers once more to all the data, by tables of its own. What
 	 * a count loses it loses first, so that no count is refused that would fit in the end. */
-	for (uint32_t i = 0; i < image->map.l1_entries && !rc; i++)
-		if (l1[i] & Q2_OFFSET_MASK)
-			rc = q2_refcount_add(meta, (l1[i] & Q2_OFFSET_MASK) >> meta->geo.cluster_bits, 1, -1,
-					     err);
+	if (!rc)
+		rc = q2_tables_count_own(image, l1, image->map.l1_entries, -1, err);
 	if (!rc)
 		rc = q2_tables_count(image, l1, image->map.l1_entries, 1, err);
 	if (!rc)
@@ -331,9 +329,8 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 		rc = q2_tables_count(image, old, old_entries, -1, err);
 	if (!rc && old_entries)
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(old_entries * 8ull, g->cluster_size), -1, err);
-	for (uint32_t i = 0; i < entries && !rc; i++)
-		if (from[i] & Q2_OFFSET_MASK)
-			rc = q2_refcount_add(meta, (from[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
+	if (!rc)
+		rc = q2_tables_count_own(image, from, (uint32_t)entries, -1, err);
 	if (!rc)
 		rc = q2_tables_count(image, from, (uint32_t)entries, 1, err);
 	if (!rc)
@@ -383,9 +380,8 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 		rc = q2_refcount_add(meta, s.l1_offset >> g->cluster_bits,
 				     q2_div_up(s.l1_entries * 8ull, g->cluster_size), -1, err);
 	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
-	for (uint32_t i = 0; i < image->map.l1_entries && !rc; i++)
-		if (l1[i] & Q2_OFFSET_MASK)
-			rc = q2_refcount_add(meta, (l1[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
+	if (!rc)
+		rc = q2_tables_count_own(image, l1, image->map.l1_entries, -1, err);
 	if (!rc && image->map.l1_entries)
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
 				     -1, err);
@@ -509,9 +505,8 @@ int q2_snapshot_let_go(struct qcow2_image *image, const struct q2_span *spans, s
 	for (size_t i = 0; i < count && !rc; i++)
 		rc = q2_refcount_add(meta, spans[i].start, spans[i].count, -1, err);
 	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
-	for (uint32_t i = 0; i < image->map.l1_entries && !rc; i++)
-		if (l1[i] & Q2_OFFSET_MASK)
-			rc = q2_refcount_add(meta, (l1[i] & Q2_OFFSET_MASK) >> g->cluster_bits, 1, -1, err);
+	if (!rc)
+		rc = q2_tables_count_own(image, l1, image->map.l1_entries, -1, err);
 	if (!rc && image->map.l1_entries)
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
 				     -1, err);

@@ -45,6 +45,29 @@ static int count_entries(struct q2_meta *meta, const uint8_t *table, int delta, 
 	return rc || !run ? rc : q2_refcount_add(meta, start, run, delta, err);
 }
 
+/* Keeps the changed blocks in memory few: the copies of the shadow may go down at any time, nothing reaches them. */
+static int write_counts(struct q2_meta *meta, struct qcow2_error *err)
+{
+	if (!q2_cache_is_full(&meta->cache))
+		return 0;
+	return q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+}
+
+int q2_tables_count_own(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
+			struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	int rc = 0;
+	for (uint32_t i = 0; i < entries && !rc; i++) {
+		uint64_t at = l1[i] & Q2_OFFSET_MASK;
+		if (at)
+			rc = q2_refcount_add(meta, at >> meta->geo.cluster_bits, 1, delta, err);
+		if (!rc)
+			rc = write_counts(meta, err);
+	}
+	return rc;
+}
+
 int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
 		    struct qcow2_error *err)
 {
@@ -62,9 +85,8 @@ int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entr
 			rc = q2_refcount_add(meta, at >> g->cluster_bits, 1, delta, err);
 		if (!rc)
 			rc = count_entries(meta, table, delta, err);
-		/* The copies of the shadow may go down at any time: nothing reaches them yet. */
-		if (!rc && q2_cache_is_full(&meta->cache))
-			rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+		if (!rc)
+			rc = write_counts(meta, err);
 		if (rc)
 			return rc;
 	}

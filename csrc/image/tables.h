@@ -27,7 +27,11 @@ struct q2_tables {
 
 void q2_tables_free(struct q2_tables *tables);
 
-/* Adds `delta` to the counts of an L1's L2 tables and of all that these refer to, by runs. */
+/* Adds `delta` to the counts of an L1's L2 tables alone. needs: the shadow is open. */
+int q2_tables_count_own(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
+			struct qcow2_error *err);
+
+/* Adds `delta` to the counts of an L1's L2 tables and of all that these refer to, by runs. needs: as above. */
 int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
 		    struct qcow2_error *err);
 
