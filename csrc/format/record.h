@@ -35,6 +35,7 @@ int q2_record_snapshot(const uint8_t *bytes, uint64_t room, struct q2_snapshot_r
 #define Q2_MAX_BITMAPS 65535u
 #define Q2_MAX_BITMAP_DIRECTORY (64u << 20) /* bytes */
 #define Q2_MAX_BITMAP_TABLE 0x8000000u      /* entries */
+#define Q2_MAX_BITMAP_BYTES (512u << 20)    /* of bits; QEMU opens no image with a larger one */
 #define Q2_MAX_BITMAP_NAME 1023u
 #define Q2_BITMAP_IN_USE 1u
 #define Q2_BITMAP_AUTO 2u

@@ -211,6 +211,16 @@ static int replace(struct qcow2_image *image, struct directory *dir, uint32_t in
 	return rc ? rc : install(image, dir, image->meta.header.size, err);
 }
 
+static int check_room(uint64_t size, uint64_t granularity, struct qcow2_error *err)
+{
+	if (q2_div_up(q2_div_up(size, granularity), 8) <= Q2_MAX_BITMAP_BYTES)
+		return 0;
+	return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+			    "A bitmap of granularity %" PRIu64 " is too large for a disk of %" PRIu64
+			    " bytes; use a larger granularity",
+			    granularity, size);
+}
+
 int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, uint64_t granularity,
 			   bool enabled, struct qcow2_error *err)
 {
@@ -234,10 +244,8 @@ int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, u
 			rc = q2_error_set(err, QCOW2_E_EXISTS, Q2_NO_OFFSET,
 					  "There is a bitmap of that name already");
 	}
-	if (!rc && q2_div_up(image->size, granularity) >
-			   (uint64_t)Q2_MAX_BITMAP_TABLE * 8 * image->meta.geo.cluster_size)
-		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
-				  "The bitmap would be too large; use a larger granularity");
+	if (!rc)
+		rc = check_room(image->size, granularity, err);
 	if (rc)
 		return q2_image_blame(image, rc, err);
 	unsigned bits = (unsigned)__builtin_ctzll(granularity);
@@ -352,12 +360,8 @@ int q2_bitmaps_check_size(struct qcow2_image *image, uint64_t size, struct qcow2
 		if (!rc)
 			rc = q2_bits_load(image, &b, &bits, err);
 		q2_bits_free(&bits);
-		if (!rc && q2_div_up(q2_div_up(size, b.granularity), 8ull * image->meta.geo.cluster_size) >
-				   Q2_MAX_BITMAP_TABLE)
-			rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
-					  "A bitmap of granularity %" PRIu64
-					  " would have too many bits for a disk of %" PRIu64 " bytes",
-					  b.granularity, size);
+		if (!rc)
+			rc = check_room(size, b.granularity, err);
 	}
 	return rc;
 }

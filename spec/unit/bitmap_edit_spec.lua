@@ -40,6 +40,23 @@ describe("Changing bitmaps", function()
     refused("range", "bitmap_add", "two", { granularity = 1 << 32 })
   end)
 
+  it("refuses more bits than QEMU opens, also by a larger disk", function()
+    local other <close> = made(tmp.path(), { size = "2T", cluster_size = "2M" })
+    assert(other:bitmap_add("most", { granularity = 512 }))
+    for _, size in ipairs({ (2 << 40) + 8192, 3 << 40 }) do
+      local done, message, kind = other:resize(size)
+      assert.is_nil(done)
+      assert.equal("range", kind)
+      assert.truthy(message:find("A bitmap of granularity 512 is too large", 1, true))
+    end
+    assert.equal(2 << 40, other.size)
+    assert(other:bitmap_remove("most"))
+    assert(other:resize("3T"))
+    local done, _, kind = other:bitmap_add("more", { granularity = 512 })
+    assert.is_nil(done)
+    assert.equal("range", kind)
+  end)
+
   it("refuses a bitmap that is not there, whatever is to be done with it", function()
     for _, method in ipairs({ "bitmap_remove", "bitmap_enable", "bitmap_disable", "bitmap_clear" }) do
       refused("missing", method, "two")
