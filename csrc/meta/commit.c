@@ -91,7 +91,32 @@ static int set_free(struct q2_meta *meta, uint64_t start, uint64_t count, struct
 	return meta->punch_freed ? qcow2_store_punch(meta->store, start << bits, count << bits, err) : 0;
 }
 
-/* Lowers the counts of what is unlinked on disk by now (step F). */
+/* Clusters whose counts are lowered at once. */
+#define FREE_PIECE UINT64_C(65536)
+
+/* Lowers the counts of [start, end), and frees what nobody refers to any more. */
+static int free_piece(struct q2_meta *meta, uint64_t start, uint64_t end, struct qcow2_error *err)
+{
+	uint64_t run = 0;
+	int rc = q2_refcount_add(meta, start, end - start, -1, err);
+	for (uint64_t c = start; !rc && c < end; c++) {
+		uint64_t count;
+		rc = q2_refcount_read(meta, c, &count, err);
+		run += !rc && !count;
+		if (!rc && count) {
+			rc = set_free(meta, c - run, run, err);
+			run = 0;
+		}
+	}
+	if (!rc)
+		rc = set_free(meta, end - run, run, err);
+	/* Lower counts need no order any more: they go down here, so that their number in memory stays bounded. */
+	if (!rc && q2_cache_is_full(&meta->cache))
+		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+	return rc;
+}
+
+/* Step F: what is unlinked on disk by now is freed. */
 static int free_pending(struct q2_meta *meta, struct qcow2_error *err)
 {
 	/* Lowering fails only on a corrupt image or a failed read; what was not lowered is leaked. */
@@ -100,19 +125,9 @@ static int free_pending(struct q2_meta *meta, struct qcow2_error *err)
 	int rc = 0;
 	for (size_t i = 0; i < spans.count && !rc; i++) {
 		const struct q2_span *span = (struct q2_span *)spans.items + i;
-		uint64_t end = span->start + span->count, run = 0;
-		rc = q2_refcount_add(meta, span->start, span->count, -1, err);
-		for (uint64_t c = span->start; !rc && c < end; c++) {
-			uint64_t count;
-			rc = q2_refcount_read(meta, c, &count, err);
-			run += !rc && !count;
-			if (!rc && count) {
-				rc = set_free(meta, c - run, run, err);
-				run = 0;
-			}
-		}
-		if (!rc)
-			rc = set_free(meta, end - run, run, err);
+		uint64_t end = span->start + span->count;
+		for (uint64_t at = span->start; at < end && !rc; at += FREE_PIECE)
+			rc = free_piece(meta, at, q2_min(at + FREE_PIECE, end), err);
 	}
 	q2_vec_free(&spans);
 	for (size_t i = 0; i < meta->pending_punch.count && !rc; i++) {

@@ -224,6 +224,8 @@ end
 
 function Bench:measure(workload)
   self.outputs = {}
+  -- A run that fails leaves nothing of its gigabytes behind.
+  local _ <close> = setmetatable({}, { __close = function() self:remove_outputs() end })
   local contenders = workload.contenders(self)
   local runs = math.min(self.runs, workload.runs or self.runs)
   local samples, slowest = {}, 0
@@ -246,7 +248,6 @@ function Bench:measure(workload)
       end
     end
   end
-  self:remove_outputs()
   local result = { name = workload.name, contenders = {}, note = workload.note and workload.note(self) }
   for index, contender in ipairs(contenders) do
     local one = summary(contender, samples[index])
