@@ -48,6 +48,8 @@ local cases = {
   ["lazy counts off"] = { options = { lazy_refcounts = false }, create = { lazy_refcounts = true }, prepare = fill },
   ["version 2"] = { options = { version = 2 }, prepare = snapshots },
   ["version 2 of lazy counts"] = { options = { version = 2 }, create = { lazy_refcounts = true }, prepare = snapshots },
+  ["version 2 while counts wait for the close"] = { options = { version = 2 }, create = { lazy_refcounts = true },
+    prepare = fill_plainly, before = function(s) s:write(12000, ("e"):rep(8000)) end },
   ["version 2 over a backing file"] = { options = { version = 2 }, prepare = snapshots,
     backing = scenarios.patterned(20480, 65) },
   ["version 2 under a long name"] = { options = { version = 2 }, prepare = snapshots,
@@ -78,7 +80,10 @@ function amendments.amend()
   for name, case in pairs(cases) do
     all[name] = { create = with({ size = 20480 + 512, cluster_size = 512 }, case.create), prepare = case.prepare,
       backing = case.backing, backing_name = case.backing_name, data = case.data,
-      run = function(s) s:amend(case.options) end }
+      run = function(s)
+        if case.before then case.before(s) end
+        s:amend(case.options)
+      end }
   end
   return all
 end

@@ -45,7 +45,7 @@ function crash.corruptions(bytes)
     if stored < real then
       add(list, "cluster %d has count %d and %d references: %s", cluster, stored, real,
         table.concat(who[cluster], ", "))
-    elseif cluster > clusters then
+    elseif cluster >= clusters then
       add(list, "cluster %d lies behind the end of the file: %s", cluster, table.concat(who[cluster], ", "))
     end
   end
