@@ -192,6 +192,10 @@ bool q2_repair_is_lost(const struct qcow2_repair *repair);
 int q2_repair_mended_table(struct qcow2_repair *repair, size_t number, bool log, const uint8_t **old,
 			   bool *changed, struct qcow2_error *err);
 
+/* The same for a copy that active L1 entry `l1_index` gets for its own: in a data file the place goes by that. */
+int q2_repair_mended_copy(struct qcow2_repair *repair, size_t number, uint32_t l1_index,
+			  struct qcow2_error *err);
+
 /* Calls `work` for the tables from repair->position on, as many as are done between two looks at the clock. */
 int q2_repair_each_table(struct qcow2_repair *repair, bool *more,
 			 int (*work)(struct qcow2_repair *, size_t, struct qcow2_error *),

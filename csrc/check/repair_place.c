@@ -187,18 +187,16 @@ static int follow(struct qcow2_repair *repair, uint64_t *entry, struct qcow2_err
 }
 
 /* A table of its own for an active entry that shares one with an earlier entry. */
-static int copy_apart(struct qcow2_repair *repair, uint64_t *entry, struct qcow2_error *err)
+static int copy_apart(struct qcow2_repair *repair, uint32_t index, uint64_t *entry, struct qcow2_error *err)
 {
 	size_t number = q2_repair_find_table(repair, *entry & Q2_OFFSET_MASK);
 	uint32_t cluster_size = repair->geo->cluster_size;
-	const uint8_t *old;
-	bool changed;
 	uint64_t at;
 	if (number == SIZE_MAX) {
 		*entry = 0;
 		return 0;
 	}
-	int rc = q2_repair_mended_table(repair, number, false, &old, &changed, err);
+	int rc = q2_repair_mended_copy(repair, number, index, err);
 	if (!rc)
 		rc = q2_repair_take(repair, cluster_size, 1, &at, err);
 	if (!rc)
@@ -239,7 +237,7 @@ static int place_active(struct qcow2_repair *repair, struct qcow2_error *err)
 		    q2_repair_find_table(repair, *entry & Q2_OFFSET_MASK) == SIZE_MAX)
 			rc = make_first(repair, entry, err);
 		else if (q2_repair_is_extra(repair, i))
-			rc = copy_apart(repair, entry, err);
+			rc = copy_apart(repair, i, entry, err);
 		else
 			rc = follow(repair, entry, err);
 	}

@@ -371,6 +371,20 @@ int q2_repair_mended_table(struct qcow2_repair *repair, size_t number, bool log,
 	return mend_table(repair, q2_repair_table_at(repair, number), repair->table, log, changed, err);
 }
 
+int q2_repair_mended_copy(struct qcow2_repair *repair, size_t number, uint32_t l1_index,
+			  struct qcow2_error *err)
+{
+	struct q2_l2_table copy = *q2_repair_table_at(repair, number);
+	const uint8_t *old;
+	bool changed;
+	int rc = load_table(repair, number, &old, err);
+	if (rc)
+		return rc;
+	memcpy(repair->table, old, repair->geo->cluster_size);
+	copy.l1_index = l1_index;
+	return mend_table(repair, &copy, repair->table, false, &changed, err);
+}
+
 static int survey_one(struct qcow2_repair *repair, size_t number, struct qcow2_error *err)
 {
 	const struct q2_l2_table *table = q2_repair_table_at(repair, number);

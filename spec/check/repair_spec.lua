@@ -229,6 +229,17 @@ describe("A repair", function()
     assert.is_true(again:read(CLUSTER, CLUSTER) == ("b"):rep(CLUSTER))
   end)
 
+  it("relinks both halves of an L2 table that two parts of a data file shared, at once", function()
+    local at = forge.write(damage(function() end), { header = { cluster_bits = 9, size = 128 * 512 },
+      data_file = "image.data", data_bytes = dir .. "/image.data",
+      clusters = { [0] = { data = ("a"):rep(512) }, [1] = { data = ("b"):rep(512) }, [65] = { data = ("c"):rep(512) } } })
+    poke.truncate(dir .. "/image.data", 128 * 512)
+    poke.u64(path, at.l1 + 8, COPIED | at.l2[0])
+    assert.are.same({}, repair(path, { all = true, kinds = { "data-file-offset" } }).found)
+    local img <close> = assert(qcow2.open(path))
+    assert.is_true(img:read(512, 512) == ("b"):rep(512) and img:read(65 * 512, 512) == ("c"):rep(512))
+  end)
+
   it("gives what several claim a place of its own, so that a write to one leaves the others alone", function()
     damage(function() two(path, { l2 = { [0] = { [2] = COPIED | L1, [3] = COPIED | L2 } } }) end)
     local before = contents(path)
