@@ -74,6 +74,9 @@ local function scenario_of(flavour)
         return "the overlay's snapshot shows something else"
       end
     end
+    if #below ~= #old and #below ~= math.max(#old, #want) then
+      return ("the base has %d bytes"):format(#below)
+    end
     for at = 1, #below, SECTOR do
       local sector = below:sub(at, at + SECTOR - 1)
       local was = old:sub(at, at + SECTOR - 1)
