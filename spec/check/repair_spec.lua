@@ -232,7 +232,8 @@ describe("A repair", function()
   it("relinks both halves of an L2 table that two parts of a data file shared, at once", function()
     local at = forge.write(damage(function() end), { header = { cluster_bits = 9, size = 128 * 512 },
       data_file = "image.data", data_bytes = dir .. "/image.data",
-      clusters = { [0] = { data = ("a"):rep(512) }, [1] = { data = ("b"):rep(512) }, [65] = { data = ("c"):rep(512) } } })
+      clusters = { [0] = { data = ("a"):rep(512) }, [1] = { data = ("b"):rep(512) },
+        [65] = { data = ("c"):rep(512) } } })
     poke.truncate(dir .. "/image.data", 128 * 512)
     poke.u64(path, at.l1 + 8, COPIED | at.l2[0])
     assert.are.same({}, repair(path, { all = true, kinds = { "data-file-offset" } }).found)
