@@ -55,6 +55,7 @@ describe("bitmap", function()
     { "--add", "image", "new" },
     { "--add", "-g", "64k", "-f", "qcow2", "image", "new" },
     { "--add", "--disable", "-g", "1M", "image", "new" },
+    { "--add", "-g", "0", "image", "new" },
     { "--add", "--merge", "there", "--merge", "still", "image", "new" },
     { "--add", "-g", "512", "--merge", "other", "-b", "twin", "-F", "qcow2", "image", "new" },
     { "--remove", "image", "there" },

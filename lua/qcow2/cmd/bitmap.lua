@@ -69,7 +69,8 @@ local function granularity_of(context, word)
     return nil, ("Invalid granularity specified. You may use k, M, G, T, P or E suffixes for\n"
       .. "%s: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."):format(context.name)
   end
-  return bytes
+  -- To qemu-img 0 says "as if -g were not given".
+  return bytes > 0 and bytes or nil
 end
 
 local function refuse_new(image, name, granularity)
