@@ -5,6 +5,7 @@
 -- counted, whatever is allocated. With an external data file its share is counted apart.
 local core = require("qcow2.core")
 local image = require("qcow2.image")
+local listing = require("qcow2.listing")
 local options = require("qcow2.options")
 local size = require("qcow2.size")
 
@@ -56,38 +57,6 @@ local function full_size(disk, cluster_size, bits, entry_size, inside)
   return bytes + refcount_bytes(bytes // cluster_size, cluster_size, bits)
 end
 
--- Layers of the chain by depth: may the host's holes be taken for zeros there? In a qcow2 file only where its
--- metadata was preallocated, as QEMU does; elsewhere the tables count. The second result: is it worth asking?
-local function layers_of(source)
-  local layers, ask = {}, false
-  for index, link in ipairs(source:chain()) do
-    local layer = link.image
-    if layer then
-      local tables = layer.format == "qcow2" and not layer.external_data
-      local preallocated = tables and layer.preallocated
-      layers[index - 1] = not tables or preallocated
-      ask = ask or preallocated
-    end
-  end
-  return layers, ask
-end
-
--- Bytes of the clusters that hold data in `source`, in clusters of the new size.
-local function data_bytes(source, cluster_size)
-  local total, position = 0, 0
-  local layers, ask = layers_of(source)
-  for extent in source:extents({ holes = ask }) do
-    local kind, stop = extent.kind, extent.offset + extent.length
-    local has_data = kind == "data" or kind == "compressed" or (extent.hole and not layers[extent.depth])
-    if stop > position and has_data then
-      local start = math.max(extent.offset, position)
-      position = round_up(stop, cluster_size)
-      total = total + position - start // cluster_size * cluster_size
-    end
-  end
-  return total
-end
-
 -- Bytes that the persistent bitmaps of `source` would take in the new image.
 local function bitmap_bytes(source, cluster_size)
   local total, directory = 0, 0
@@ -115,7 +84,7 @@ local function measure_qcow2(source, disk, o)
     -- How much a backing file shares is not known here.
     required = whole
   elseif source then
-    required = data_bytes(source, cluster_size)
+    required = listing.data_clusters(source, cluster_size) * cluster_size
   end
   local result = {}
   local full = full_size(disk, cluster_size, bits, o.extended_l2 and 16 or 8, not o.data_file)

@@ -43,7 +43,8 @@ local function capture_path()
 end
 
 --- Runs a list of words (or a shell command as one string).
--- options: cwd, env (table), timeout (seconds), input (bytes for standard input).
+-- options: cwd, env (table), timeout (seconds), input (bytes for standard input), output (a file for standard output
+-- instead of the answer).
 -- gives: { code, signal, timed_out, stdout, stderr, command }. A program that a signal ended has code
 -- 128 + signal.
 function sh.run(command, options)
@@ -61,9 +62,9 @@ function sh.run(command, options)
   parts[#parts + 1] = line
   if options.input then sh.spit(base .. ".in", options.input) end
   parts[#parts + 1] = ("<%s >%s 2>%s"):format(options.input and base .. ".in" or "/dev/null",
-    base .. ".out", base .. ".err")
+    sh.quote(options.output or base .. ".out"), base .. ".err")
   local _, how, code = os.execute(table.concat(parts, " "))
-  local result = { command = line, code = code, stdout = slurp(base .. ".out"), stderr = slurp(base .. ".err") }
+  local result = { command = line, code = code, stdout = options.output and "" or slurp(base .. ".out"), stderr = slurp(base .. ".err") }
   if how == "signal" then result.code = 128 + code end
   if result.code == 124 or result.code == 137 then result.timed_out = result.code == 124 end
   if result.code > 128 then result.signal = result.code - 128 end

@@ -1,0 +1,83 @@
+-- SPDX-License-Identifier: MIT
+-- Long lists of extents, a batch a call: the rows of `map` as text, and the sums of `measure`. An image may have tens
+-- of millions of extents.
+local image = require("qcow2.image")
+
+local listing = {}
+
+local raw = image.raw
+
+---What the lists need to know of each layer of the chain, top first.
+---@class qcow2.listing.layers
+---@field holes boolean       the host's holes inside qcow2 files count: the host is to be asked
+---@field missing? string     why the chain breaks off
+---@field encrypted boolean
+---@field [integer] { size:integer, holes_data:boolean, holes_zero:boolean, file:string }
+
+---@param source qcow2.image
+---@param escape fun(name:string):string  how file names are shown
+---@return qcow2.listing.layers
+function listing.layers(source, escape)
+  local layers = { holes = false, encrypted = source.encryption ~= nil }
+  for index, link in ipairs(source:chain()) do
+    local layer = link.image
+    if layer then
+      image.attach_data(layer, image.state_of(layer)) -- the host knows the holes of a data file
+      local tables = link.format == "qcow2" and not layer.external_data
+      -- Data by the tables and a hole for the host: QEMU says both where it finds metadata preallocated. Where it
+      -- does not, it does not look for holes inside a qcow2 file.
+      local both = link.format == "qcow2" and layer.preallocated or false
+      layers[index] = { size = link.size, holes_data = both or tables, holes_zero = both or not tables,
+        file = escape(raw.data_file_name(layer) or "") }
+      layers.holes = layers.holes or both
+    end
+    layers.missing = link.missing
+  end
+  return layers
+end
+
+---Writes the rows of a part of the disk. gives: true, or nil and true when the form cannot show what comes next.
+---Raises what the world does.
+---@param source qcow2.image
+---@param layers qcow2.listing.layers
+---@param start integer
+---@param length integer
+---@param json boolean
+---@param write fun(text:string)
+---@return true?, true?
+function listing.rows(source, layers, start, length, json, write)
+  local stop = start + length
+  repeat
+    local text, next_start, unplaced = image.with_references(source, raw.map_rows, start, stop - start, layers.holes,
+      layers, json)
+    if not text then
+      error(next_start, 0)
+    end
+    write(text)
+    if unplaced then
+      return nil, true
+    end
+    start = next_start
+  until start >= stop
+  return true
+end
+
+---How many clusters of `cluster_size` bytes the data of the disk touches. Raises what the world does.
+---@param source qcow2.image
+---@param cluster_size integer
+---@return integer
+function listing.data_clusters(source, cluster_size)
+  local layers = listing.layers(source, tostring)
+  local start, stop, position, total = 0, source.size, 0, 0
+  while start < stop do
+    local clusters, next_start, counted = image.with_references(source, raw.data_clusters, start, stop - start,
+      cluster_size, position, layers.holes, layers)
+    if not clusters then
+      error(next_start, 0)
+    end
+    start, position, total = next_start, counted, total + clusters
+  end
+  return total
+end
+
+return listing
