@@ -13,6 +13,30 @@ bool qcow2_image_writable(const struct qcow2_image *image)
 	return image->begun;
 }
 
+/* As q2_alloc_verify. What other metadata has named already must be counted twice: with a count of one it would be
+ * changed in place, and both with it. */
+static int verify_again(struct q2_meta *meta, const char *what, uint64_t offset, uint64_t bytes,
+			struct qcow2_error *err)
+{
+	unsigned bits = meta->geo.cluster_bits;
+	uint64_t end = q2_div_up(offset + bytes, meta->geo.cluster_size);
+	for (uint64_t cluster = offset >> bits; cluster < end; cluster++) {
+		uint64_t count = 2;
+		int rc = 0;
+		if (q2_guard_has(&meta->guard, cluster, 1))
+			rc = q2_refcount_read(meta, cluster, &count, err);
+		if (!rc && count < 2)
+			rc = q2_error_set(err, QCOW2_E_CORRUPT, cluster << bits,
+					  "%s at offset %#" PRIx64
+					  " is other metadata too, with a reference count of %" PRIu64
+					  "; the image has to be repaired before it is written to",
+					  what, cluster << bits, count);
+		if (rc)
+			return rc;
+	}
+	return q2_alloc_verify(meta, what, offset, bytes, err);
+}
+
 /* The snapshot's tables: every one has to be counted before the allocator may look for free clusters. */
 static int verify_snapshots(struct qcow2_image *image, struct qcow2_error *err)
 {
@@ -32,11 +56,11 @@ static int verify_snapshots(struct qcow2_image *image, struct qcow2_error *err)
 			rc = q2_meta_read_table(&image->meta, "Snapshot L1 table", snap.l1_offset,
 						snap.l1_entries, &l1, err);
 		if (!rc)
-			rc = q2_alloc_verify(&image->meta, "Snapshot L1 table", snap.l1_offset, bytes, err);
+			rc = verify_again(&image->meta, "Snapshot L1 table", snap.l1_offset, bytes, err);
 		for (uint32_t j = 0; !rc && j < snap.l1_entries; j++)
 			if (l1[j] & Q2_OFFSET_MASK)
-				rc = q2_alloc_verify(&image->meta, "Snapshot L2 table",
-						     l1[j] & Q2_OFFSET_MASK, 1, err);
+				rc = verify_again(&image->meta, "Snapshot L2 table", l1[j] & Q2_OFFSET_MASK,
+						  1, err);
 		budget -= rc ? 0 : bytes;
 	}
 	if (!rc && count)
@@ -49,14 +73,28 @@ static int verify_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
 {
 	uint32_t count;
 	int rc = qcow2_image_bitmap_count(image, &count, err);
+	/* As above: together the tables of a sound image fit the file. */
+	uint64_t budget = image->meta.file_length;
 	for (uint32_t i = 0; !rc && i < count; i++) {
 		struct qcow2_bitmap b;
 		rc = qcow2_image_bitmap(image, i, &b, err);
+		uint64_t bytes = rc ? 0 : (uint64_t)b.table_entries * 8;
+		if (!rc && (b.table_entries > Q2_MAX_BITMAP_TABLE || bytes > budget))
+			rc = q2_error_set(err, QCOW2_E_CORRUPT, b.offset,
+					  "Bitmap %" PRIu32 " has a table that is too large", i);
+		q2_auto uint64_t *table = NULL;
 		if (!rc)
 			rc = q2_alloc_verify(&image->meta, "Bitmap directory", b.offset, 1, err);
-		if (!rc && b.table_entries)
-			rc = q2_alloc_verify(&image->meta, "Bitmap table", b.table_offset,
-					     (uint64_t)b.table_entries * 8, err);
+		if (!rc && bytes)
+			rc = q2_meta_read_table(&image->meta, "Bitmap table", b.table_offset, b.table_entries,
+						&table, err);
+		if (!rc && bytes)
+			rc = verify_again(&image->meta, "Bitmap table", b.table_offset, bytes, err);
+		for (uint32_t j = 0; !rc && bytes && j < b.table_entries; j++)
+			if (table[j] & Q2_OFFSET_MASK)
+				rc = verify_again(&image->meta, "Bitmap data", table[j] & Q2_OFFSET_MASK, 1,
+						  err);
+		budget -= rc ? 0 : bytes;
 	}
 	return rc;
 }

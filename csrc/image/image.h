@@ -92,6 +92,9 @@ int q2_edit_reads_zero(struct qcow2_image *image, uint64_t offset, uint64_t leng
 int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t length,
 		 struct qcow2_error *err);
 
+/* Would q2_unmap_clusters find something that it has to refuse? So asked before what cannot be taken back. */
+int q2_unmap_check(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);
+
 /* Makes the clusters of [start, end) unallocated; what they held is freed. needs: whole clusters, below what
  * the L1 table covers. */
 int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);

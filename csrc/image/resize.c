@@ -148,14 +148,15 @@ static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *
 {
 	struct q2_meta *meta = &image->meta;
 	uint32_t cluster_size = meta->geo.cluster_size;
-	uint64_t old = image->size;
+	uint64_t low = q2_round_up(size, cluster_size), high = q2_round_up(image->size, cluster_size);
 	int rc = q2_commit_flush(meta, err);
+	if (!rc)
+		rc = q2_unmap_check(image, low, high, err);
 	if (!rc)
 		rc = q2_bitmaps_resize(image, size, err);
 	if (rc)
 		return rc;
 	image->size = image->map.size = size;
-	uint64_t low = q2_round_up(size, cluster_size), high = q2_round_up(old, cluster_size);
 	if (low < high)
 		rc = q2_unmap_clusters(image, low, high, err);
 	if (!rc)

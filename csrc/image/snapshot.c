@@ -126,6 +126,16 @@ static int write_table(struct qcow2_image *image, const struct change *change, c
 	return qcow2_store_write(image->store, meta->header.snapshots_offset, padded, bytes, err);
 }
 
+/* The new counts do without the old snapshot table. */
+static int drop_table(struct qcow2_image *image, uint64_t at, uint64_t bytes, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	if (!bytes)
+		return 0;
+	return q2_refcount_add(&image->meta, at >> g->cluster_bits, q2_div_up(bytes, g->cluster_size), -1,
+			       err);
+}
+
 /* ---- the operations ---------------------------------------------------------------------------- */
 
 static int begin(struct qcow2_image *image, struct qcow2_error *err)
@@ -254,6 +264,8 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 		rc = q2_tables_write(image, &change.tables, l1, q2_tables_set_copied, err);
 	if (!rc)
 		rc = write_table(image, &change, &table, count, err);
+	if (!rc)
+		rc = drop_table(image, old_table, old_bytes, err);
 	if (rc)
 		goto undo;
 	q2_tables_name(image, &change.tables);
@@ -261,7 +273,7 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 	if (rc)
 		goto undo;
 	q2_tables_adopt(image, &change.tables);
-	rc = end(image, old_table, old_bytes, err);
+	rc = end(image, 0, 0, err);
 undo:
 	q2_shadow_undo(meta, &change.tables.shadow);
 	q2_tables_free(&change.tables);
@@ -389,6 +401,8 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 		rc = q2_tables_write(image, &change.tables, l1, q2_tables_set_copied, err);
 	if (!rc)
 		rc = write_table(image, &change, &table, count, err);
+	if (!rc)
+		rc = drop_table(image, old_table, old_bytes, err);
 	if (rc)
 		goto undo;
 	q2_tables_name(image, &change.tables);
@@ -398,7 +412,7 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 	q2_tables_adopt(image, &change.tables);
 	meta->free_hint = 1;
 	q2_cache_drop(&meta->cache);
-	rc = end(image, old_table, old_bytes, err);
+	rc = end(image, 0, 0, err);
 undo:
 	q2_shadow_undo(meta, &change.tables.shadow);
 	q2_tables_free(&change.tables);

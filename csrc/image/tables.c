@@ -13,6 +13,14 @@ static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, struc
 	return rc ? rc : qcow2_store_read(image->store, at, bytes, size, err);
 }
 
+/* Counts of guest data change. What is metadata too does not lose its count because an L2 entry says so. */
+static int count_data(struct q2_meta *meta, uint64_t first, uint64_t count, int delta,
+		      struct qcow2_error *err)
+{
+	int rc = delta < 0 ? q2_link_check(meta, first, count, err) : 0;
+	return rc ? rc : q2_refcount_add(meta, first, count, delta, err);
+}
+
 /* The clusters that an entry refers to. gives: their number, 0 when it has none. */
 static uint64_t entry_clusters(const struct q2_geometry *g, const struct q2_entry *e, uint64_t *first)
 {
@@ -36,13 +44,13 @@ static int count_entries(struct q2_meta *meta, const uint8_t *table, int delta, 
 			continue;
 		}
 		if (run && n)
-			rc = q2_refcount_add(meta, start, run, delta, err);
+			rc = count_data(meta, start, run, delta, err);
 		if (n) {
 			start = first;
 			run = n;
 		}
 	}
-	return rc || !run ? rc : q2_refcount_add(meta, start, run, delta, err);
+	return rc || !run ? rc : count_data(meta, start, run, delta, err);
 }
 
 /* Keeps the changed blocks in memory few: the copies of the shadow may go down at any time, nothing reaches them. */

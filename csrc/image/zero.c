@@ -123,6 +123,25 @@ static int change_clusters(struct qcow2_image *image, uint64_t start, uint64_t e
 	return 0;
 }
 
+int q2_unmap_check(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	unsigned bits = meta->geo.cluster_bits;
+	while (start < end) {
+		struct q2_run run;
+		int rc = q2_map_find(&image->map, q2_guest_at(start), end - start, &run, err);
+		if (!rc && run.has_host && !meta->geo.external_data) {
+			uint64_t length = run.kind == Q2_SUB_COMPRESSED ? run.host_length : run.length;
+			uint64_t first = run.host.v >> bits;
+			rc = q2_link_check(meta, first, ((run.host.v + length - 1) >> bits) - first + 1, err);
+		}
+		if (rc)
+			return rc;
+		start += run.length;
+	}
+	return 0;
+}
+
 int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
 {
 	return change_clusters(image, start, end, EMPTY, err);

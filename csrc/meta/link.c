@@ -81,6 +81,17 @@ int q2_link_edit(struct q2_map *map, q2_guest cluster, uint8_t **entry, uint32_t
 	return 0;
 }
 
+int q2_link_check(const struct q2_meta *meta, uint64_t first, uint64_t count, struct qcow2_error *err)
+{
+	uint64_t at = first << meta->geo.cluster_bits;
+	if (!q2_guard_has(&meta->guard, first, count))
+		return 0;
+	return q2_error_set(err, QCOW2_E_CORRUPT, at,
+			    "L2 entries say that data lies at host offset %#" PRIx64
+			    ", where metadata lies; the image has to be repaired",
+			    at);
+}
+
 int q2_link_release(struct q2_map *map, const struct q2_entry *old, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &map->meta->geo;
@@ -89,10 +100,6 @@ int q2_link_release(struct q2_map *map, const struct q2_entry *old, struct qcow2
 	uint64_t first = old->host.v >> g->cluster_bits, count = 1;
 	if (old->compressed)
 		count = ((old->host.v + old->host_length - 1) >> g->cluster_bits) - first + 1;
-	if (q2_guard_has(&map->meta->guard, first, count))
-		return q2_error_set(err, QCOW2_E_CORRUPT, old->host.v,
-				    "An L2 entry says that its data lies at host offset %#" PRIx64
-				    ", where metadata lies; the image has to be repaired",
-				    old->host.v);
-	return q2_alloc_release(map->meta, first, count, err);
+	int rc = q2_link_check(map->meta, first, count, err);
+	return rc ? rc : q2_alloc_release(map->meta, first, count, err);
 }

@@ -87,16 +87,33 @@ int q2_shadow_open(struct q2_meta *meta, struct q2_shadow *shadow, struct qcow2_
 	return 0;
 }
 
+/* After the switch the old table and blocks belong to nobody: the new counts say so from the beginning, so that
+ * nothing can fail once the header is written. */
+static int let_go_of_old(struct q2_meta *meta, const struct q2_shadow *shadow, struct qcow2_error *err)
+{
+	unsigned bits = meta->geo.cluster_bits;
+	const struct qcow2_header *old = &shadow->old_header;
+	int rc = q2_refcount_add(meta, old->refcount_table_offset >> bits, old->refcount_table_clusters, -1,
+				 err);
+	for (uint32_t i = 0; i < shadow->old_entries && !rc; i++)
+		if (shadow->old_table[i] & Q2_REFTABLE_MASK)
+			rc = q2_refcount_add(meta, (shadow->old_table[i] & Q2_REFTABLE_MASK) >> bits, 1, -1,
+					     err);
+	return rc;
+}
+
 int q2_shadow_switch(struct q2_meta *meta, struct q2_shadow *shadow, struct qcow2_error *err)
 {
-	const struct q2_geometry *g = &meta->geo;
 	q2_auto uint64_t *raw = q2_new(meta->reftable_entries, sizeof *raw);
 	if (!raw)
 		return q2_error_nomem(err);
+	int rc = let_go_of_old(meta, shadow, err);
+	if (rc)
+		return rc;
 	for (uint32_t i = 0; i < meta->reftable_entries; i++)
 		raw[i] = htobe64(meta->reftable[i]);
-	int rc = qcow2_store_write(meta->store, meta->header.refcount_table_offset, raw,
-				   meta->reftable_entries * 8ull, err);
+	rc = qcow2_store_write(meta->store, meta->header.refcount_table_offset, raw,
+			       meta->reftable_entries * 8ull, err);
 	meta->unsynced = true;
 	/* Nothing on disk reaches the copies yet, so their order does not matter. */
 	if (!rc)
@@ -108,19 +125,10 @@ int q2_shadow_switch(struct q2_meta *meta, struct q2_shadow *shadow, struct qcow
 	rc = q2_commit_header(meta, err);
 	if (rc)
 		return rc;
-	/* The old table and blocks belong to nobody any more. */
-	uint32_t old_clusters = shadow->old_header.refcount_table_clusters;
-	rc = q2_alloc_release(meta, shadow->old_header.refcount_table_offset >> g->cluster_bits, old_clusters,
-			      err);
-	for (uint32_t i = 0; i < shadow->old_entries && !rc; i++)
-		if (shadow->old_table[i] & Q2_REFTABLE_MASK)
-			rc = q2_alloc_release(meta,
-					      (shadow->old_table[i] & Q2_REFTABLE_MASK) >> g->cluster_bits, 1,
-					      err);
 	free(shadow->old_table);
 	q2_vec_free(&shadow->taken);
 	*shadow = (struct q2_shadow){0};
-	return rc;
+	return 0;
 }
 
 void q2_shadow_undo(struct q2_meta *meta, struct q2_shadow *shadow)
@@ -132,6 +140,14 @@ void q2_shadow_undo(struct q2_meta *meta, struct q2_shadow *shadow)
 		meta->reftable = shadow->old_table;
 		meta->reftable_entries = shadow->old_entries;
 		meta->header = shadow->old_header;
+		/* They are live again, if the copies had let go of them already. */
+		q2_guard_add(&meta->guard, meta->header.refcount_table_offset >> meta->geo.cluster_bits,
+			     meta->header.refcount_table_clusters);
+		for (uint32_t i = 0; i < meta->reftable_entries; i++)
+			if (meta->reftable[i] & Q2_REFTABLE_MASK)
+				q2_guard_add(&meta->guard,
+					     (meta->reftable[i] & Q2_REFTABLE_MASK) >> meta->geo.cluster_bits,
+					     1);
 	}
 	for (size_t i = 0; i < shadow->taken.count && !meta->failure.code; i++) {
 		const struct q2_span *span = (struct q2_span *)shadow->taken.items + i;

@@ -467,7 +467,6 @@ end
 image.methods = methods
 image.attach_data = attach_data
 image.with_references = with_references
-image.attach_data = attach_data
 image.raw = raw
 image.state_of = state_of
 image.bitmap_methods = tables.bitmap_methods

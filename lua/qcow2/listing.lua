@@ -1,11 +1,11 @@
 -- SPDX-License-Identifier: MIT
 -- Long lists of extents, a batch a call: the rows of `map` as text, and the sums of `measure`. An image may have tens
 -- of millions of extents.
-local image = require("qcow2.image")
+local files = require("qcow2.layers")
 
 local listing = {}
 
-local raw = image.raw
+local raw = files.raw
 
 ---What the lists need to know of each layer of the chain, top first.
 ---@class qcow2.listing.layers
@@ -22,7 +22,7 @@ function listing.layers(source, escape)
   for index, link in ipairs(source:chain()) do
     local layer = link.image
     if layer then
-      image.attach_data(layer, image.state_of(layer)) -- the host knows the holes of a data file
+      files.attach_data(layer, files.state_of(layer)) -- the host knows the holes of a data file
       local tables = link.format == "qcow2" and not layer.external_data
       -- Data by the tables and a hole for the host: QEMU says both where it finds metadata preallocated. Where it
       -- does not, it does not look for holes inside a qcow2 file.
@@ -48,7 +48,7 @@ end
 function listing.rows(source, layers, start, length, json, write)
   local stop = start + length
   repeat
-    local text, next_start, unplaced = image.with_references(source, raw.map_rows, start, stop - start, layers.holes,
+    local text, next_start, unplaced = files.with_references(source, raw.map_rows, start, stop - start, layers.holes,
       layers, json)
     if not text then
       error(next_start, 0)
@@ -70,7 +70,7 @@ function listing.data_clusters(source, cluster_size)
   local layers = listing.layers(source, tostring)
   local start, stop, position, total = 0, source.size, 0, 0
   while start < stop do
-    local clusters, next_start, counted = image.with_references(source, raw.data_clusters, start, stop - start,
+    local clusters, next_start, counted = files.with_references(source, raw.data_clusters, start, stop - start,
       cluster_size, position, layers.holes, layers)
     if not clusters then
       error(next_start, 0)

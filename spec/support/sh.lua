@@ -64,7 +64,8 @@ function sh.run(command, options)
   parts[#parts + 1] = ("<%s >%s 2>%s"):format(options.input and base .. ".in" or "/dev/null",
     sh.quote(options.output or base .. ".out"), base .. ".err")
   local _, how, code = os.execute(table.concat(parts, " "))
-  local result = { command = line, code = code, stdout = options.output and "" or slurp(base .. ".out"), stderr = slurp(base .. ".err") }
+  local result = { command = line, code = code, stdout = options.output and "" or slurp(base .. ".out"),
+    stderr = slurp(base .. ".err") }
   if how == "signal" then result.code = 128 + code end
   if result.code == 124 or result.code == 137 then result.timed_out = result.code == 124 end
   if result.code > 128 then result.signal = result.code - 128 end
