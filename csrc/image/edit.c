@@ -8,6 +8,8 @@
 
 #include <inttypes.h>
 
+enum { PROVE_AT_ONCE = 16 << 20 }; /* bytes of L2 tables */
+
 bool qcow2_image_writable(const struct qcow2_image *image)
 {
 	return image->begun;
@@ -57,10 +59,13 @@ static int verify_snapshots(struct qcow2_image *image, struct qcow2_error *err)
 						snap.l1_entries, &l1, err);
 		if (!rc)
 			rc = verify_again(&image->meta, "Snapshot L1 table", snap.l1_offset, bytes, err);
-		for (uint32_t j = 0; !rc && j < snap.l1_entries; j++)
-			if (l1[j] & Q2_OFFSET_MASK)
-				rc = verify_again(&image->meta, "Snapshot L2 table", l1[j] & Q2_OFFSET_MASK,
-						  1, err);
+		for (uint32_t j = 0; !rc && j < snap.l1_entries; j++) {
+			uint64_t at = l1[j] & Q2_OFFSET_MASK;
+			if (at)
+				rc = verify_again(&image->meta, "Snapshot L2 table", at, 1, err);
+			if (at && !rc)
+				rc = q2_prove_table(&image->meta, at, err);
+		}
 		budget -= rc ? 0 : bytes;
 	}
 	if (!rc && count)
@@ -104,6 +109,7 @@ static int verify_metadata(struct qcow2_image *image, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	const struct qcow2_header *h = &meta->header;
+	q2_vec_free(&meta->l2_tables);
 	int rc = q2_alloc_verify_blocks(meta, err);
 	if (!rc)
 		rc = q2_alloc_verify(meta, "Header", 0, 1, err);
@@ -114,9 +120,13 @@ static int verify_metadata(struct qcow2_image *image, struct qcow2_error *err)
 		rc = q2_alloc_verify(meta, "L1 table", h->l1_table_offset, (uint64_t)h->l1_size * 8, err);
 	if (!rc)
 		rc = q2_map_load(&image->map, err);
-	for (uint32_t i = 0; !rc && i < image->map.l1_entries; i++)
-		if (image->map.l1[i] & Q2_OFFSET_MASK)
-			rc = q2_alloc_verify(meta, "L2 table", image->map.l1[i] & Q2_OFFSET_MASK, 1, err);
+	for (uint32_t i = 0; !rc && i < image->map.l1_entries; i++) {
+		uint64_t at = image->map.l1[i] & Q2_OFFSET_MASK;
+		if (at)
+			rc = q2_alloc_verify(meta, "L2 table", at, 1, err);
+		if (at && !rc)
+			rc = q2_prove_table(meta, at, err);
+	}
 	if (!rc)
 		rc = verify_snapshots(image, err);
 	return rc ? rc : verify_bitmaps(image, err);
@@ -156,7 +166,10 @@ static int begin(struct qcow2_image *image, bool tables_only, struct qcow2_error
 	meta->data = meta->geo.external_data ? data : NULL;
 	meta->virgin = q2_div_up(meta->file_length, meta->geo.cluster_size);
 	meta->free_hint = 1;
-	return 0;
+	if (meta->geo.external_data) /* whose clusters are not counted */
+		return 0;
+	meta->unproven = meta->virgin;
+	return q2_prove_cost(meta) <= PROVE_AT_ONCE ? q2_prove(meta, err) : 0;
 }
 
 int qcow2_image_begin(struct qcow2_image *image, struct qcow2_error *err)

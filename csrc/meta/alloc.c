@@ -207,6 +207,11 @@ int q2_alloc(struct q2_meta *meta, uint64_t want, bool exact, uint64_t *start, u
 		int rc = q2_refcount_free_run(meta, from, want, &first, &count, err);
 		if (rc)
 			return rc;
+		if (first < meta->unproven) {
+			rc = q2_prove(meta, err);
+			if (rc)
+				return rc;
+		}
 		if (exact && count < want) {
 			from = first + count;
 			continue;

@@ -36,6 +36,8 @@ struct q2_meta {
 	uint64_t free_hint;             /* no cluster below it is free */
 	struct q2_guard guard;          /* invariant 6: clusters of live metadata */
 	uint64_t virgin;                /* clusters from here on were never written: they read as zeros */
+	uint64_t unproven;              /* clusters below may hold data though their count is 0 (prove.c) */
+	struct q2_vec l2_tables;        /* uint64_t: the tables that would tell, until they have */
 	struct q2_vec l1_words;         /* struct q2_word: links waiting for what they point at */
 	struct q2_vec reftable_words;   /* struct q2_word */
 	struct q2_vec pending_free;     /* struct q2_span: unlinked, their counts go down after the flush */
@@ -89,6 +91,10 @@ int q2_refcount_free_run(struct q2_meta *meta, uint64_t from, uint64_t most, uin
 int q2_refcount_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta,
 		    struct qcow2_error *err);
 
+/* Would every count of the range stand the change? fails: as q2_refcount_add. needs: the table is loaded. */
+int q2_refcount_check(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta,
+		      struct qcow2_error *err);
+
 /* The count of host cluster number `cluster`; 0 where no block exists. */
 int q2_refcount_read(struct q2_meta *meta, uint64_t cluster, uint64_t *count, struct qcow2_error *err);
 
@@ -118,6 +124,17 @@ int q2_alloc_abandon(struct q2_meta *meta, uint64_t start, uint64_t count, struc
 /* One reference to each of these clusters was just unlinked in the cache: their counts go down, and they
  * can be used again, after the unlinking is on disk. */
 int q2_alloc_release(struct q2_meta *meta, uint64_t start, uint64_t count, struct qcow2_error *err);
+
+/*
+ * Guest data with a count of 0 would be handed out as free, too. To know, all L2 tables have to be read: at once when
+ * they are few, else when the first cluster inside the file is about to be handed out. (prove.c)
+ */
+/* One more L2 table of the disk or a snapshot, which is inside the file. */
+int q2_prove_table(struct q2_meta *meta, uint64_t at, struct qcow2_error *err);
+/* Bytes that q2_prove will read. */
+uint64_t q2_prove_cost(const struct q2_meta *meta);
+/* fails: `corrupt`. */
+int q2_prove(struct q2_meta *meta, struct qcow2_error *err);
 
 /* ---- order of writes (commit.c) ---------------------------------------------------------------- */
 

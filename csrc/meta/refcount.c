@@ -99,9 +99,8 @@ out:
 	return 0;
 }
 
-/* Would every count of the range stand the change? */
-static int check_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta,
-		     struct qcow2_error *err)
+int q2_refcount_check(struct q2_meta *meta, uint64_t cluster, uint64_t count, int delta,
+		      struct qcow2_error *err)
 {
 	unsigned order = meta->geo.refcount_order;
 	uint64_t max = q2_refcount_max(order);
@@ -138,7 +137,7 @@ int q2_refcount_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int 
 	unsigned order = meta->geo.refcount_order;
 	int rc = q2_refcount_load(meta, err);
 	if (!rc)
-		rc = check_add(meta, cluster, count, delta, err);
+		rc = q2_refcount_check(meta, cluster, count, delta, err);
 	if (rc)
 		return rc;
 	for (uint64_t end = cluster + count; cluster < end;) {

@@ -44,6 +44,14 @@ describe("What lives with a reference count of 0 is not handed out:", function()
     end)
   end
 
+  for what, offset in pairs { ["the disk's data"] = at.data[0], ["a snapshot's data"] =
+    poke.get_u64(hostile.image(description()), at.snapshots[1].l2[0]) & 0x00fffffffffffe00 } do
+    it(what, function()
+      local path = hostile.image(description({ refcounts = { [offset // CLUSTER] = 0 } }))
+      refused(path, { "snapshot", "-c", "new", path }, ("Guest data in host range 0x%x"):format(offset))
+    end)
+  end
+
   it("a bitmap's bits", function()
     local path, layout = hostile.image(description())
     local bits = poke.get_u64(path, layout.bitmaps[1].table)

@@ -105,7 +105,9 @@ static bool is_sound(struct qcow2_image *image)
 	if (check) {
 		const struct qcow2_check_result *r = qcow2_check_result(check);
 
-		sound = !r->corruptions && !r->unreadable && !r->incomplete;
+		/* Old bytes at the data file's begin are no fault of who makes the first L2 table. */
+		sound = r->corruptions == r->found[QCOW2_PROBLEM_DATA_FILE_LOST] && !r->unreadable &&
+			!r->incomplete;
 	}
 	qcow2_check_free(check);
 	return sound;
