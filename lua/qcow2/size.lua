@@ -24,10 +24,11 @@ function size.parse(text)
     return math.tointeger(tonumber(hex, 16))
   end
   local whole, fraction, suffix = text:match("^%s*%+?(%d*)%.?(%d*)([BbKkMmGgTtPpEe]?)$")
-  local power = whole and powers[suffix:upper()] or 0
-  if not whole or whole == "" or (fraction == "" and text:find(".", 1, true)) then
+  if not whole or whole .. fraction == "" then
     return nil, ("Invalid size '%s'"):format(text), "range"
   end
+  whole = whole == "" and "0" or whole
+  local power = powers[suffix:upper()] or 0
   if fraction ~= "" and power == 0 then
     return nil, ("Invalid size '%s': a fraction of a byte"):format(text), "range"
   end

@@ -100,7 +100,7 @@ describe("adopt", function()
   end)
 
   for _, case in ipairs({
-    { { "disk.raw" }, "Expecting a raw disk and the name of an image\nTry 'qcow2 --help' for more information" },
+    { { "disk.raw" }, "Expecting a raw disk and the name of an image\nTry 'qcow2 adopt --help' for more info" },
     { { "none.raw", "side" }, "side: Could not open 'none.raw': No such file or directory" },
     { { "disk.raw", "disk.raw" }, "disk.raw: 'disk.raw' exists; the option overwrite would discard what it holds" },
     { { "-o", "overwrite=on", "disk.raw", "disk.raw" }, "disk.raw: 'disk.raw' cannot be its own data file" },

@@ -238,16 +238,16 @@ describe("qcow2 check", function()
   end)
 
   describe("refuses", function()
-    local help = "\nTry 'qcow2 --help' for more information"
+    local help = "\nTry 'qcow2 check --help' for more info"
     local cases = {
       { "a missing operand", {}, "Expecting one image file name" .. help },
       { "two operands", { "a", "b" }, "Expecting one image file name" .. help },
       { "another repair", { "-r", "bad", "sound.qcow2" },
-        "Unknown option value for -r (expecting 'leaks' or 'all'): bad" .. help },
+        "--repair (-r) expects 'leaks' or 'all' not 'bad'" .. help },
       { "a kind that there is not", { "--repair-kind", "lek", "sound.qcow2" },
         "Unknown kind of problem 'lek' (--repair-kind=help lists those that can be repaired)" .. help },
       { "another output form", { "--output=xml", "sound.qcow2" },
-        "--output must be used with human or json as argument." },
+        "--output expects 'human' or 'json' not 'xml'" .. help },
       { "another cache mode", { "-T", "bad", "sound.qcow2" }, "Invalid source cache option: bad" },
       { "a file that is not there", { "nosuch" }, "Could not open 'nosuch': No such file or directory" },
     }

@@ -163,7 +163,7 @@ describe("externalize and internalize", function()
     for _, words in ipairs({ { "externalize", "image" }, { "internalize" }, { "internalize", "a", "b" } }) do
       local ours = sh.qcow2(words)
       assert.equal(1, ours.code)
-      assert.truthy(ours.stderr:find("Try 'qcow2 --help'", 1, true))
+      assert.truthy(ours.stderr:find(("Try 'qcow2 %s --help'"):format(words[1]), 1, true))
     end
   end)
 end)

@@ -51,6 +51,14 @@ describe("the command line", function()
     assert.equal("raw", parse("--form=raw").format)
   end)
 
+  it("takes a beginning for the option that qemu-img has, when one of ours begins so too", function()
+    local options = { { long = "repair-kind", arg = "KIND", ours = true }, { long = "repair", arg = "WHAT" },
+      { long = "allow", arg = "DIR", ours = true } }
+    assert.same({ operands = {}, repair = "all" }, getopt.parse(options, { "--rep=all" }, 1))
+    assert.same({ operands = {}, repair_kind = "x" }, getopt.parse(options, { "--repair-=x" }, 1))
+    assert.same({ operands = {}, allow = "x" }, getopt.parse(options, { "--a=x" }, 1))
+  end)
+
   it("takes a whole name that begins another one", function()
     assert.equal("x", parse("--backing=x").backing)
     assert.is_true(parse("--backing-c").backing_chain)
@@ -77,13 +85,13 @@ describe("the command line", function()
   end)
 
   for _, case in ipairs({
-    { { "-x" }, "unrecognized option '-x'" },
-    { { "-qx" }, "unrecognized option '-qx'" },
+    { { "-x" }, "invalid option -- 'x'" },
+    { { "-qx" }, "invalid option -- 'x'" },
     { { "--nothing" }, "unrecognized option '--nothing'" },
-    { { "--quiet=yes" }, "unrecognized option '--quiet=yes'" },
-    { { "--b" }, "option '--b' is ambiguous" },
-    { { "-f" }, "missing argument for option '-f'" },
-    { { "a", "--format" }, "missing argument for option '--format'" },
+    { { "--quiet=yes" }, "option '--quiet' doesn't allow an argument" },
+    { { "--b" }, "option '--b' is ambiguous; possibilities: '--backing-chain' '--bitmaps' '--backing'" },
+    { { "-f" }, "option requires an argument -- 'f'" },
+    { { "a", "--format" }, "option '--format' requires an argument" },
   }) do
     it(("refuses %s"):format(table.concat(case[1], " ")), function()
       local values, message = parse(table.unpack(case[1]))

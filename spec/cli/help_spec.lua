@@ -5,7 +5,7 @@ local sh = require("spec.support.sh")
 local tmp = require("spec.support.tmp")
 
 local function try(name)
-  return ("Try '%s --help' for more information\n"):format(name)
+  return ("Try '%s --help' for more info\n"):format(name)
 end
 
 describe("the program", function()
@@ -50,8 +50,19 @@ describe("the program", function()
     local link = tmp.path("qemu-img")
     sh.check({ "ln", "-s", sh.build() .. "/bin/qcow2", link })
     local wrong = sh.run({ link, "info" })
-    assert.equal("qemu-img: Expecting one image file name\n" .. try("qemu-img"), wrong.stderr)
+    assert.equal("qemu-img: Expecting one image file name\n" .. try("qemu-img info"), wrong.stderr)
     assert.truthy(sh.run({ link, "--version" }).stdout:find("^qemu%-img version %d+%.%d+"))
+  end)
+
+  it("says which verb does not know an option", function()
+    local result = sh.qcow2({ "map", "-Z" })
+    assert.same({ 1, "qcow2 map: invalid option -- 'Z'\n" .. try("qcow2 map") }, { result.code, result.stderr })
+  end)
+
+  it("goes on without a trace", function()
+    local result = sh.qcow2({ "-T", "qcow2*", "help", "info" })
+    assert.same({ 0, "qcow2: warning: -T, --trace: there are no trace points in this program\n" },
+      { result.code, result.stderr })
   end)
 
   it("takes no code from the current directory", function()

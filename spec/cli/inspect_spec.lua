@@ -153,7 +153,7 @@ describe("explain", function()
   end)
 
   for _, case in ipairs({
-    { { "top.qcow2" }, "Expecting an image file name and an offset\nTry 'qcow2 --help' for more information" },
+    { { "top.qcow2" }, "Expecting an image file name and an offset\nTry 'qcow2 explain --help' for more info" },
     { { "top.qcow2", "x" }, "Invalid offset specified: 'x'" },
     { { "top.qcow2", "4M" }, "Offset 4194304 is past the disk's end 4194304" },
   }) do

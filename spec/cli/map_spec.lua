@@ -138,7 +138,7 @@ describe("map", function()
   for _, case in ipairs({
     { { "-s", "x", "top.qcow2" }, "Invalid start offset specified: 'x'" },
     { { "-l", "1q", "top.qcow2" }, "Invalid max length specified: '1q'" },
-    { {}, "Expecting one image file name\nTry 'qcow2 --help' for more information" },
+    { {}, "Expecting one image file name\nTry 'qcow2 map --help' for more info" },
     { { "nosuch" }, "Could not open 'nosuch': No such file or directory" },
   }) do
     it(("refuses `map %s`"):format(table.concat(case[1], " ")), function()

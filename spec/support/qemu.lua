@@ -18,6 +18,21 @@ function qemu.img(words, options)
   return sh.run({ "qemu-img", table.unpack(words) }, options)
 end
 
+local BAD_OPTION = { "unrecognized option '[^\n]*'", "invalid option %-%- '.'", "missing argument for option '[^\n]*'",
+  "option requires an argument %-%- '.'", "option '[^\n]*' requires an argument" }
+
+--- What a program said, so that an older qemu-img and ours can be compared: who speaks is always qcow2, each mistake in
+-- the grammar of options has the same words, and no line points to the help.
+function qemu.plain(said)
+  said = said:gsub("qemu%-img", "qcow2"):gsub("Try '[^\n]*' for more [^\n]*\n", "")
+    :gsub("^qcow2 %l+: ", "qcow2: ")
+    :gsub("%-%-output expects 'human' or 'json' not '[^\n]*'", "--output must be used with human or json as argument.")
+  for _, pattern in ipairs(BAD_OPTION) do
+    said = said:gsub(pattern, "bad option")
+  end
+  return said
+end
+
 local function img(path, words, options)
   options = options or {}
   options.cwd = options.cwd or folder(path)

@@ -50,12 +50,25 @@ function context:report(message)
   io.stderr:write(self.name, ": ", message, "\n")
 end
 
+-- The program and the verb, as the user called them.
+local function command(self)
+  return self.verb and self.name .. " " .. self.verb or self.name
+end
+
 ---A mistake in the command line: says it, points to the help. gives: the exit code.
 ---@param message string
 ---@return integer
 function context:misused(message)
   self:report(message)
-  io.stderr:write(("Try '%s --help' for more information\n"):format(self.name))
+  io.stderr:write(("Try '%s --help' for more info\n"):format(command(self)))
+  return 1
+end
+
+---A mistake in the grammar of options, as getopt_long says it: begun with the program and the verb.
+---@param message string
+---@return integer
+function context:misspelled(message)
+  io.stderr:write(("%s: %s\nTry '%s --help' for more info\n"):format(command(self), message, command(self)))
   return 1
 end
 

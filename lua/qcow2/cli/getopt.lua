@@ -6,7 +6,8 @@
 -- spellings), `key` (where its value goes; default the long name with underscores), `arg` (the argument's
 -- name; an option without is a flag), `optional` (the argument only counts when attached), `many` (collect all
 -- values in a list; else the last one wins), `ordered` (with `many` and a `key` that options share: the list holds
--- { option = long name, value = value } in the order of the command line).
+-- { option = long name, value = value } in the order of the command line), `ours` (qemu-img has no such option: its
+-- long name gives way where a beginning fits another one too).
 -- A list of options with `negative` takes words like -1G for operands.
 local getopt = {}
 
@@ -17,23 +18,34 @@ function getopt.key(option)
   return option.key or (option.long or option.short):gsub("-", "_")
 end
 
+-- The option of that long name, or the only one that it begins; the options that it may mean when there are several.
 local function find_long(options, name)
-  local found, several
+  local found, own = {}, {}
   for _, option in ipairs(options) do
     for _, long in ipairs({ option.long, table.unpack(option.hidden or {}) }) do
       -- Spellings of one letter are short options.
       if long == name and #long > 1 then
         return option
-      elseif #long > 1 and long:sub(1, #name) == name then
-        several = several or (found and found ~= option)
-        found = option
+      end
+      local into = option.ours and own or found
+      if #long > 1 and long:sub(1, #name) == name and into[#into] ~= option then
+        into[#into + 1] = option
       end
     end
   end
-  if several then
-    return nil, "ambiguous"
+  found = #found > 0 and found or own
+  if #found > 1 then
+    return nil, found
   end
-  return found
+  return found[1]
+end
+
+local function ambiguous(word, found)
+  local names = {}
+  for index, option in ipairs(found) do
+    names[index] = ("'--%s'"):format(option.long)
+  end
+  return ("option '%s' is ambiguous; possibilities: %s"):format(word, table.concat(names, " "))
 end
 
 local function find_short(options, char)
@@ -82,19 +94,19 @@ function getopt.parse(options, args, first, stop)
     elseif word:sub(1, 2) == "--" then
       local name, value = word:match("^%-%-([^=]*)=?(.*)$")
       local attached = word:find("=", 1, true) ~= nil
-      local option, why = find_long(options, name)
+      local option, several = find_long(options, name)
       if not option then
-        return nil, why and ("option '%s' is ambiguous"):format(word) or ("unrecognized option '%s'"):format(word)
+        return nil, several and ambiguous(word, several) or ("unrecognized option '%s'"):format(word)
       elseif not option.arg then
         if attached then
-          return nil, ("unrecognized option '%s'"):format(word)
+          return nil, ("option '--%s' doesn't allow an argument"):format(option.long)
         end
         value = true
       elseif not attached then
         if option.optional then
           value = true
         elseif index > #args then
-          return nil, ("missing argument for option '%s'"):format(word)
+          return nil, ("option '--%s' requires an argument"):format(option.long)
         else
           value, index = args[index], index + 1
         end
@@ -103,17 +115,18 @@ function getopt.parse(options, args, first, stop)
     elseif word:sub(1, 1) == "-" and #word > 1 and not (options.negative and word:find("^%-%d")) then
       local position = 2
       while position <= #word do
-        local option = find_short(options, word:sub(position, position))
+        local letter = word:sub(position, position)
+        local option = find_short(options, letter)
         position = position + 1
         if not option then
-          return nil, ("unrecognized option '%s'"):format(word)
+          return nil, ("invalid option -- '%s'"):format(letter)
         elseif not option.arg or option.optional then
           store(values, option, true)
         else
           local value = word:sub(position)
           if value == "" then
             if index > #args then
-              return nil, ("missing argument for option '%s'"):format(word)
+              return nil, ("option requires an argument -- '%s'"):format(letter)
             end
             value, index = args[index], index + 1
           end

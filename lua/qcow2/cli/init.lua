@@ -4,8 +4,9 @@
 --
 -- A verb is a file of lua/qcow2/cmd with `name`, `summary`, `options` and `operands` (see cli/getopt.lua; an
 -- operand has `name`, `help`, and `usage` when its place in the synopsis looks otherwise), `details` (paragraphs
--- for help), and `run(context, values)`, which answers an exit code, or nil and a message (exit code 1). What it
--- raises is a mistake of ours: traceback, exit code 99.
+-- for help), `cannot_begin` (the exit code when an --object is refused, if it is not 1), and `run(context, values)`,
+-- which answers an exit code, or nil and a message (exit code 1). What it raises is a mistake of ours: traceback,
+-- exit code 99.
 local getopt = require("qcow2.cli.getopt")
 local make_context = require("qcow2.cli.context").new
 local options = require("qcow2.cli.options")
@@ -80,7 +81,7 @@ local HELP = {
 local function run_help(context, args, first)
   local values, message = getopt.parse(HELP, args, first)
   if not values then
-    return context:misused(message)
+    return context:misspelled(message)
   end
   if values.completion then
     local script, why = help().completion(values.completion, cli.verbs())
@@ -116,7 +117,7 @@ end
 local function run_verb(context, verb, args, first)
   local values, message = getopt.parse(verb.options, args, first)
   if not values then
-    return context:misused(message)
+    return context:misspelled(message)
   elseif values.help then
     context:write(help().verb(context.name, verb))
     return 0
@@ -126,11 +127,12 @@ local function run_verb(context, verb, args, first)
     local fine
     fine, message = require("qcow2.cli.secrets").take(context, values.object)
     if not fine then
-      return nil, message
+      context:report(message)
+      return verb.cannot_begin or 1
     end
   end
   if values.output and values.output ~= "human" and values.output ~= "json" then
-    return nil, "--output must be used with human or json as argument."
+    return context:misused(("--output expects 'human' or 'json' not '%s'"):format(values.output))
   end
   collectgarbage("restart") -- the program stopped it
   return verb.run(context, values)
@@ -139,14 +141,14 @@ end
 local function run(context, args)
   local values, at = getopt.parse(STANDARD, args, 1, true)
   if not values then
-    return context:misused(at)
+    return context:misspelled(at)
   elseif values.help then
     return run_help(context, {}, 1)
   elseif values.version then
     context:write(version_line(context), "\n")
     return 0
   elseif values.trace then
-    return nil, "-T, --trace: there are no trace points in this program"
+    context:report("warning: -T, --trace: there are no trace points in this program")
   end
   allow(context, values.allow)
   for directory in (os.getenv("QCOW2_ALLOW") or ""):gmatch("[^:]+") do

@@ -8,6 +8,7 @@ options.allow = {
   long = "allow",
   arg = "DIR",
   many = true,
+  ours = true,
   help = "open files that images name under DIR too (may be given several times; QCOW2_ALLOW lists more)",
 }
 

@@ -50,9 +50,7 @@ local function misuse(values)
   for _, item in ipairs(values.steps or {}) do
     wanted[item.option] = true
   end
-  if #values.operands ~= 2 then
-    return "Expecting filename and bitmap name"
-  elseif not values.steps then
+  if not values.steps then
     return "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge"
   elseif values.granularity and not wanted.add then
     return "granularity only supported with --add"
@@ -60,6 +58,8 @@ local function misuse(values)
     return "-F only supported with -b"
   elseif values.source_file and not wanted.merge then
     return "Merge bitmap source file only supported with --merge"
+  elseif #values.operands ~= 2 then
+    return "Expecting filename and bitmap name"
   end
 end
 

@@ -35,6 +35,7 @@ local check = {
     { short = "r", long = "repair", arg = "WHAT", help = "repair 'leaks' or 'all'" },
     {
       long = "repair-kind",
+      ours = true,
       arg = "KIND",
       many = true,
       help = "repair this kind of problem too, whatever that loses; may be given again, 'help' lists them",
@@ -181,7 +182,7 @@ end
 -- Options that make no sense, as a message.
 local function misused(values)
   if values.repair and values.repair ~= "leaks" and values.repair ~= "all" then
-    return "Unknown option value for -r (expecting 'leaks' or 'all'): " .. values.repair
+    return ("--repair (-r) expects 'leaks' or 'all' not '%s'"):format(values.repair)
   end
   for _, kind in ipairs(values.repair_kind or {}) do
     local problem = type(kind) == "string" and qcow2.problems[kind]

@@ -10,6 +10,7 @@ local COULD_NOT_OPEN, COULD_NOT_READ = 2, 4
 
 local compare = {
   name = "compare",
+  cannot_begin = COULD_NOT_OPEN,
   summary = "Check whether two images hold the same disk",
   details = {
     "Images of different size are the same when the longer one is zero where the other has ended.",

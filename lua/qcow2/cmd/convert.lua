@@ -24,7 +24,8 @@ local convert = {
   },
   options = {
     options.with(options.format, { long = "source-format", key = "format", help = "format of the sources" }),
-    options.with(options.image_opts, { help = "each source is a list of options, not a name" }),
+    options.with(options.image_opts, { hidden = { "source-image-opts" },
+      help = "each source is a list of options, not a name" }),
     {
       short = "T",
       long = "source-cache",
@@ -35,6 +36,7 @@ local convert = {
     {
       short = "l",
       long = "snapshot",
+      hidden = { "source-snapshot" },
       arg = "SNAPSHOT",
       help = "copy an internal snapshot: its id or name, or snapshot.id=ID,snapshot.name=NAME",
     },
@@ -44,6 +46,7 @@ local convert = {
     {
       short = "O",
       long = "target-format",
+      hidden = { "output-format" },
       arg = "FMT",
       choices = { "qcow2", "raw" },
       help = "format of the target (default: raw)",
@@ -52,6 +55,7 @@ local convert = {
     {
       short = "o",
       long = "target-format-options",
+      hidden = { "options", "target-options" },
       arg = "OPTIONS",
       many = true,
       help = "creation options of the target, key=value,...; -o help lists them",

@@ -153,8 +153,6 @@ local function node_object(image, snapshots, bitmaps)
       members["full-backing-filename"] = images.resolve(image.path, image.backing_file)
       members["backing-filename-format"] = image.backing_format
     end
-  else
-    members["format-specific"] = file.members["format-specific"]
   end
   return json.object(NODE, members)
 end
@@ -225,10 +223,10 @@ local function print_node(context, node, snapshots, indent, protocol)
   end
   print_backing(context, members, indent)
   print_snapshots(context, snapshots, indent)
-  local data = members["format-specific"].members.data
-  if #data.names > 0 then
+  local specific = members["format-specific"]
+  if specific and #specific.members.data.names > 0 then
     context:write(indent, "Format specific information:\n")
-    print_specific(context, data, indent .. "    ")
+    print_specific(context, specific.members.data, indent .. "    ")
   end
   for _, child in ipairs(members.children) do
     context:write(indent, ("Child node '/%s':\n"):format(child.members.name))
@@ -298,7 +296,7 @@ local info = {
   options = {
     options.format,
     options.image_opts,
-    { long = "backing-chain", help = "show the backing files too, from FILE down" },
+    { short = "b", long = "backing-chain", help = "show the backing files too, from FILE down" },
     options.force_share,
     options.output,
     options.object,

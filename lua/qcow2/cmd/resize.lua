@@ -88,8 +88,6 @@ end
 function resize.run(context, values)
   if values.preallocation and not MODES[values.preallocation] then
     return nil, ("Invalid preallocation mode '%s'"):format(text.escape(values.preallocation))
-  elseif #values.operands == 0 then
-    return context:misused("Not enough arguments")
   elseif #values.operands ~= 2 then
     return context:misused("Expecting image file name and size")
   end
