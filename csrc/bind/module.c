@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 __attribute__((visibility("default"))) int luaopen_qcow2_core(lua_State *L);
@@ -90,11 +91,21 @@ static int l_isatty(lua_State *L)
 	return 1;
 }
 
+/* core.clock(): seconds, with a fraction, of a clock that only goes forward */
+static int l_clock(lua_State *L)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	lua_pushnumber(L, (lua_Number)now.tv_sec + (lua_Number)now.tv_nsec / 1e9);
+	return 1;
+}
+
 int luaopen_qcow2_core(lua_State *L)
 {
 	static const luaL_Reg functions[] = {{"realpath", l_realpath},
 					     {"file_length", l_file_length},
 					     {"isatty", l_isatty},
+					     {"clock", l_clock},
 					     {"sync_directory", l_sync_directory},
 					     {NULL, NULL}};
 	static const char *const classes[] = {"store", "image", NULL};

@@ -20,7 +20,7 @@ end
 
 -- In the order in which help lists them.
 local VERBS = { "create", "info", "check", "map", "measure", "convert", "commit", "rebase", "snapshot",
-  "bitmap", "amend", "resize", "compare", "dd", "adopt", "externalize", "internalize", "verify", "dump",
+  "bitmap", "amend", "resize", "compare", "dd", "bench", "adopt", "externalize", "internalize", "verify", "dump",
   "explain", "shell" }
 
 local BUG = 99

@@ -56,7 +56,7 @@ function read.compat(o, value)
 end
 
 function read.refcount_bits(o, value)
-  local bits = value:find("^%d+$") and math.tointeger(tonumber(value))
+  local bits = (value:find("^%d+$") or value:find("^0[xX]%x+$")) and math.tointeger(tonumber(value))
   if not bits then
     return nil, "Parameter 'refcount_bits' expects a number"
   end
