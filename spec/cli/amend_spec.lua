@@ -53,6 +53,7 @@ describe("amend", function()
     { "-o", "compat=0.10,refcount_bits=16", "narrow" },
     { "-o", "lazy_refcounts=on", "image" },
     { "-o", "refcount_bits=64", "image" },
+    { "-o", "refcount_bits=0x20", "image" },
     { "-o", "size=6M", "image" },
     { "-o", "data_file=other", "outside" },
     { "-o", "data_file_raw=off", "outside" },

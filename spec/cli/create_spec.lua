@@ -154,6 +154,13 @@ describe("create", function()
     end
   end)
 
+  it("warns that it cannot give the hint of an extent's size, and goes on", function()
+    local result = create("-q", "-f", "qcow2", "-o", "extent_size_hint=1M", "x", "1M")
+    assert.same({ 0, "qcow2: warning: Failed to set extent size hint: Operation not supported\n" },
+      { result.code, result.stderr })
+    assert.equal("", create("-q", "-f", "qcow2", "-o", "extent_size_hint=0", "x", "1M").stderr)
+  end)
+
   it("begins its messages with the name it was called by", function()
     assert(lfs.link(sh.build() .. "/bin/qcow2", dir .. "/qemu-img", true))
     local result = sh.run({ "./qemu-img", "create", "-f", "qcow2", "-o", "foo=1", "x", "1M" }, { cwd = dir })

@@ -198,10 +198,16 @@ function creation.check(made)
       return nil, ("%s is unsupported: this build makes no encrypted images"):format(option.name)
     end
   end
-  if (made.values.extent_size_hint or 0) ~= 0 then
-    return nil, "extent_size_hint is unsupported"
-  end
   return true
+end
+
+---What of the options is not heeded, as a warning; nil when all is.
+---@param made qcow2.cli.creation
+---@return string?
+function creation.unheeded(made)
+  if (made.values.extent_size_hint or 0) ~= 0 then
+    return "warning: Failed to set extent size hint: Operation not supported"
+  end
 end
 
 ---The library's options (qcow2.create_options). needs: creation.check passed, or what it would refuse is left out.

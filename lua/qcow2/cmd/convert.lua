@@ -377,6 +377,10 @@ local function creation_options(context, values, made)
   if not fine then
     return nil, message
   end
+  local unheeded = creation.unheeded(made)
+  if unheeded then
+    context:report(unheeded)
+  end
   local o = creation.options(made)
   o.format = nil
   if made.format == "qcow2" then

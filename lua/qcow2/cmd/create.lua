@@ -82,6 +82,10 @@ function create.make(context, values, made, plan, overwrite_image)
   for _, note in ipairs(message) do
     context:report(("%s: %s"):format(shown, note))
   end
+  local unheeded = creation.unheeded(made)
+  if unheeded then
+    context:report(unheeded)
+  end
   return 0
 end
 

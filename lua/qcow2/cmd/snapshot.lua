@@ -11,7 +11,7 @@ local snapshot = {
   summary = "List, take, apply and delete internal snapshots",
   details = {
     "Without -l, -a, -c and -d the snapshots are listed. Only one of them can be given.",
-    "-a takes SNAPSHOT for an id before it takes it for a name, -d the other way round.",
+    "-a takes SNAPSHOT for an id before it takes it for a name; -d takes names only.",
   },
   options = {
     options.format,
@@ -49,21 +49,18 @@ local function list(context, image)
   return true
 end
 
--- A name goes before an id.
+-- By its name alone, as qemu-img does it: a script that is wrong about a name must not delete what has it for an id.
 local function find_to_delete(image, wanted)
   local snapshots, message = {}, nil
   if image.format == "qcow2" then
     snapshots, message = images.table_of(image, "snapshots")
   end
-  local by_id
   for _, one in ipairs(snapshots or {}) do
     if one.name == wanted then
       return one.id
-    elseif one.id == wanted then
-      by_id = one.id
     end
   end
-  return by_id, message or "snapshot not found"
+  return nil, message or "snapshot not found"
 end
 
 local function act(image, action, name)
