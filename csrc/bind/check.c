@@ -115,6 +115,8 @@ static void push_finding(lua_State *L, const struct qcow2_finding *finding)
 	set_number(L, "bitmap", finding->bitmap);
 	set_word(L, "first", finding->first);
 	set_word(L, "second", finding->second);
+	if (finding->os_errno)
+		set_word(L, "reason", strerror(finding->os_errno));
 }
 
 /* check:findings(first, count) -> array of up to `count` records from number `first` (counted from 0) on */

@@ -157,12 +157,14 @@ int q2_sweep_count_tables(struct qcow2_check *check, const struct q2_vec *tables
 void q2_sweep_read(struct qcow2_check *check, struct q2_report *report, uint64_t at, void *buf, size_t length,
 		   bool *unread)
 {
-	*unread = qcow2_store_read(check->store, at, buf, length, NULL) != 0;
+	struct qcow2_error err;
+	*unread = qcow2_store_read(check->store, at, buf, length, &err) != 0;
 	if (!*unread)
 		return;
 	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_UNREADABLE);
 	finding.host_offset = at;
 	finding.host_length = length;
+	finding.os_errno = err.os_errno;
 	q2_report_add(report, &finding);
 	report->sum.incomplete = true;
 	memset(buf, 0, length);

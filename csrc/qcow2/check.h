@@ -51,6 +51,7 @@ struct qcow2_finding {
 	uint64_t entry_offset;               /* where the entry lies in the file */
 	uint64_t index;                      /* of the entry in its table, of the bitmap */
 	uint64_t snapshot;                   /* index in the snapshot table */
+	int os_errno;                        /* UNREADABLE: the host's errno; else 0 */
 	const char *first, *second;          /* OVERLAP: what the two are, else NULL; L1_OUTSIDE: first */
 };
 

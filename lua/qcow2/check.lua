@@ -13,7 +13,7 @@ local BATCH = 1024
 
 -- Where a finding is, in words: the parts that it has.
 local function place_of(finding)
-  local parts = {}
+  local parts = { finding.reason }
   local function part(format, ...)
     parts[#parts + 1] = format:format(...)
   end

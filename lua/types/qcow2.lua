@@ -534,6 +534,7 @@ function image:close() end
 ---@field entry_offset? integer where it lies in the file
 ---@field index? integer        of the entry in its table, of the bitmap
 ---@field snapshot? integer     index in the snapshot table, from 0
+---@field reason? string        kind "unreadable": what the host said
 ---@field first? string         of two that overlap: "L2 table", "guest data", ...
 ---@field second? string
 

@@ -135,6 +135,11 @@ describe("Check finds", function()
         if not result.found.unreadable then break end
         reads = reads + 1
         assert.are.same({ 1, true }, { result.check_errors, result.incomplete })
+        local reasons = {}
+        for _, finding in ipairs(job:findings(0, 100)) do
+          reasons[#reasons + 1] = finding.reason
+        end
+        assert.are.same({ "Input/output error" }, reasons)
       end
     end
     -- The L1 table, the L2 table, the refcount table, the refcount block.
