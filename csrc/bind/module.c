@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -91,6 +92,24 @@ static int l_isatty(lua_State *L)
 	return 1;
 }
 
+static volatile sig_atomic_t progress_wanted;
+
+static void want_progress(int signal_number)
+{
+	(void)signal_number;
+	progress_wanted = 1;
+}
+
+/* core.progress_wanted(): has SIGUSR1 come since the last call? From the first call on it does not end the program. */
+static int l_progress_wanted(lua_State *L)
+{
+	static const struct sigaction action = {.sa_handler = want_progress, .sa_flags = SA_RESTART};
+	sigaction(SIGUSR1, &action, NULL);
+	lua_pushboolean(L, progress_wanted != 0);
+	progress_wanted = 0;
+	return 1;
+}
+
 /* core.clock(): seconds, with a fraction, of a clock that only goes forward */
 static int l_clock(lua_State *L)
 {
@@ -106,6 +125,7 @@ int luaopen_qcow2_core(lua_State *L)
 					     {"file_length", l_file_length},
 					     {"isatty", l_isatty},
 					     {"clock", l_clock},
+					     {"progress_wanted", l_progress_wanted},
 					     {"sync_directory", l_sync_directory},
 					     {NULL, NULL}};
 	static const char *const classes[] = {"store", "image", NULL};

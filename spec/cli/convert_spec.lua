@@ -343,4 +343,12 @@ describe("convert, given up with Ctrl-C,", function()
     end
     os.remove(dir .. "/large.qcow2")
   end)
+
+  it("says on SIGUSR1 how far it is, and goes on", function()
+    sh.spit(dir .. "/slow.raw", ("x"):rep(8 << 20))
+    local said = sh.run(sh.build() .. "/bin/qcow2 convert -r 4M -f raw -O raw slow.raw slow.copy & sleep 1; "
+      .. "kill -USR1 $!; wait $!", { cwd = dir })
+    assert.equal(0, said.code)
+    assert.truthy(said.stderr:find("^    %(%d+%.%d%d/100%%%)\n$"))
+  end)
 end)

@@ -1,5 +1,6 @@
 -- SPDX-License-Identifier: MIT
 -- Progress of long commands: qemu-img's counter on stdout, more than that on a terminal, or JSON lines on stderr.
+local core = require("qcow2.core")
 local text = require("qcow2.cli.text")
 
 ---@class qcow2.cli.progress
@@ -28,12 +29,13 @@ end
 function progress.start(context, mode, skip)
   local self = setmetatable({
     context = context,
-    mode = mode,
+    mode = mode or false,
     skip = skip,
     shown = 0,
     started = os.time(),
     terminal = mode == "text" and context:is_terminal(1),
   }, progress)
+  core.progress_wanted() -- from here on SIGUSR1 asks, and does not end the program
   self:show(0, 0, nil)
   return self
 end
@@ -64,6 +66,9 @@ end
 ---@param total integer
 function progress:update(done, total)
   local percent = total > 0 and done * 100.0 / total or 100.0
+  if core.progress_wanted() and not self.mode then
+    io.stderr:write(("    (%3.2f/100%%)\n"):format(percent))
+  end
   if self.mode and (percent > self.shown + self.skip or (percent >= 100 and self.shown < 100)) then
     self.shown = percent
     self:show(percent, done, total)
