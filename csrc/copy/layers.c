@@ -5,6 +5,7 @@
 #include "copy/reader.h"
 #include "data/codec.h"
 #include "data/zero.h"
+#include "store/store.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -228,6 +229,9 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 			rc = move_chunk(layers, worker, unit, i, at, stop - at, err);
 			i = next;
 		}
+		if (!rc && layers->emptied && piece->kind == QCOW2_EXTENT_DATA &&
+		    piece->store == layers->emptied)
+			q2_store_forget(piece->store, piece->host + (at - piece->offset), stop - at);
 		q2_job_did(&layers->job, stop - at);
 		at = stop;
 	}
@@ -337,6 +341,7 @@ static void free_layers(struct qcow2_job *job)
 	free(layers->views);
 	q2_vec_free(&layers->starts);
 	pthread_mutex_destroy(&layers->target.gate);
+	pthread_mutex_destroy(&layers->target.turn);
 	layers->ops->free(layers);
 }
 
@@ -348,6 +353,7 @@ void q2_layers_init(struct q2_layers *layers, const struct q2_layers_ops *ops, s
 	layers->ops = ops;
 	layers->target.image = target;
 	pthread_mutex_init(&layers->target.gate, NULL);
+	pthread_mutex_init(&layers->target.turn, NULL);
 }
 
 int q2_layers_survey(struct q2_layers *layers, struct qcow2_image *image, struct qcow2_error *err)

@@ -38,7 +38,8 @@ struct q2_layers {
 	struct qcow2_job job;
 	const struct q2_layers_ops *ops;
 	struct q2_target target;
-	uint64_t size; /* bytes of the disk */
+	uint64_t size;               /* bytes of the disk */
+	struct qcow2_store *emptied; /* borrowed: what is read of it will not be read again; NULL: none */
 	uint32_t
 		grain; /* compared and written in units of this, a power of two; 0: all is written, uncompared */
 	bool compress;  /* needs: the grain is the target's cluster */

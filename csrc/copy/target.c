@@ -130,7 +130,9 @@ static int write_some(struct q2_target *target, uint64_t offset, const uint8_t *
 	pthread_mutex_unlock(&target->gate);
 	if (rc || !way->direct)
 		return rc;
+	pthread_mutex_lock(&target->turn);
 	rc = qcow2_store_write(store, way->host, buf, way->length, err);
+	pthread_mutex_unlock(&target->turn);
 	pthread_mutex_lock(&target->gate);
 	rc = finish_place(image, offset, way, rc, err);
 	target->waiting += way->length;

@@ -3,7 +3,8 @@
  *
  * An image belongs to one thread at a time, so whoever looks at any image of the job, the coordinator who lists
  * them too, holds the *gate*. Bytes are written outside of it: a place is taken under the gate, filled without
- * it, and linked under it again. */
+ * it, and linked under it again. Only one thread writes at a time (*turn*): hosts let one writer into a file, and
+ * the others would spin before it, while they could read. */
 #ifndef Q2_COPY_TARGET_H
 #define Q2_COPY_TARGET_H
 
@@ -13,7 +14,7 @@
 
 struct q2_target {
 	struct qcow2_image *image; /* borrowed */
-	pthread_mutex_t gate;
+	pthread_mutex_t gate, turn;
 	uint64_t waiting; /* bytes written since the host was last told to begin with them */
 };
 

@@ -187,6 +187,14 @@ void q2_store_begin_flush(struct qcow2_store *store)
 		(void)sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE);
 }
 
+void q2_store_forget(struct qcow2_store *store, uint64_t offset, uint64_t length)
+{
+	int fd = q2_store_descriptor(store);
+
+	if (fd >= 0)
+		(void)posix_fadvise(fd, (off_t)offset, (off_t)length, POSIX_FADV_DONTNEED);
+}
+
 const char *qcow2_store_name(struct qcow2_store *store)
 {
 	return store->name;

@@ -57,6 +57,9 @@ static inline int q2_store_descriptor(struct qcow2_store *store)
  * the flush tells. */
 void q2_store_begin_flush(struct qcow2_store *store);
 
+/* A hint: the range's bytes in the host's cache will not be read again. */
+void q2_store_forget(struct qcow2_store *store, uint64_t offset, uint64_t length);
+
 /* See the `allocate` slot; writes zeros when the kind has none. */
 int q2_store_allocate(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err);
 
