@@ -66,14 +66,14 @@ describe("A snapshot", function()
     local path, layout = hostile.image(description())
     path = hostile.image(description({ snapshots = { { id = "1", name = "then",
       clusters = { [0] = layout.refcount_table } } } }))
-    refused(path, { "snapshot", "-d", "1", path }, "where metadata lies")
+    refused(path, { "snapshot", "-d", "then", path }, "where metadata lies")
   end)
 
   it("whose L1 table lies on the snapshot table stays when it cannot be deleted", function()
     local path, layout = hostile.image(description())
     path = hostile.image(description({ snapshots = { { id = "1", name = "then",
       l1_offset = layout.snapshot_table, l1_size = 1 } } }))
-    refused(path, { "snapshot", "-d", "1", path }, "")
+    refused(path, { "snapshot", "-d", "then", path }, "")
   end)
 end)
 
