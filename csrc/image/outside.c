@@ -124,7 +124,6 @@ static int move(struct qcow2_image *image, struct qcow2_store *data, bool raw, s
 	q2_tables_adopt(image, &t);
 	q2_header_geometry(&meta->header, &meta->geo);
 	q2_cache_drop(&meta->cache);
-	meta->free_hint = 1;
 	meta->stream_at = meta->stream_end = 0;
 	image->data = meta->data = qcow2_store_ref(data);
 	rc = q2_image_reload_head(image, err);
@@ -156,7 +155,6 @@ static int gather(struct qcow2_image *image, struct qcow2_error *err)
 	if (!rc) {
 		q2_tables_adopt(image, &t);
 		q2_cache_drop(&meta->cache);
-		meta->free_hint = 1;
 		rc = q2_commit_flush(meta, err);
 	}
 	q2_shadow_undo(meta, &t.shadow);

@@ -355,7 +355,6 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 	if (rc)
 		goto undo;
 	q2_tables_adopt(image, &change.tables);
-	meta->free_hint = 1;
 	q2_cache_drop(&meta->cache);
 	rc = end(image, 0, 0, err);
 undo:
@@ -410,7 +409,6 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 	if (rc)
 		goto undo;
 	q2_tables_adopt(image, &change.tables);
-	meta->free_hint = 1;
 	q2_cache_drop(&meta->cache);
 	rc = end(image, 0, 0, err);
 undo:
@@ -532,7 +530,6 @@ int q2_snapshot_let_go(struct qcow2_image *image, const struct q2_span *spans, s
 	}
 	if (!rc) {
 		q2_tables_adopt(image, &change.tables);
-		meta->free_hint = 1;
 		q2_cache_drop(&meta->cache);
 		rc = end(image, 0, 0, err);
 	}

@@ -125,6 +125,7 @@ int q2_shadow_switch(struct q2_meta *meta, struct q2_shadow *shadow, struct qcow
 	rc = q2_commit_header(meta, err);
 	if (rc)
 		return rc;
+	meta->free_hint = 1; /* what lost its last reference lies anywhere */
 	free(shadow->old_table);
 	q2_vec_free(&shadow->taken);
 	*shadow = (struct q2_shadow){0};

@@ -100,6 +100,23 @@ describe("Snapshots", function()
     sh.check({ "qemu-img", "check", path })
   end)
 
+  it("take the space of the old counts again when one is taken after the other", function()
+    local path, cluster = tmp.path(), 512
+    qemu.create(path, { size = "1M", cluster_size = cluster })
+    qemu.io(path, { "write -P 1 0 1M" })
+    local img <close> = assert(qcow2.open(path, { mode = "rw" }))
+    assert(img:snapshot_create("first"))
+    -- The disk's L1 table and L2 tables, which each snapshot keeps.
+    local kept = cluster + (1 << 20) // cluster * 8
+    local length = img.file_length
+    for number = 1, 8 do
+      assert(img:snapshot_create("s" .. number))
+    end
+    assert.is_true(img.file_length <= length + 8 * (kept + 3 * cluster), img.file_length - length)
+    assert(img:close())
+    assert.is_true(qemu.sound(path))
+  end)
+
   it("leave nothing behind that a later write would take for the disk's, with many L2 tables", function()
     local path, between = tmp.path(), 512 << 30 -- bytes of the disk that an L2 table covers
     do
