@@ -58,7 +58,9 @@ void q2_bind_class(lua_State *L, const char *class_name, const luaL_Reg *methods
 void q2_bind_open_store(lua_State *L);
 void q2_bind_open_image(lua_State *L);
 void q2_bind_open_tables(lua_State *L);
+void q2_bind_open_text(lua_State *L);
 void q2_bind_open_listing(lua_State *L);
+void q2_bind_open_records(lua_State *L);
 void q2_bind_open_edit(lua_State *L);
 void q2_bind_open_bitmap(lua_State *L);
 void q2_bind_open_create(lua_State *L);

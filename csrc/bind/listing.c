@@ -1,9 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Long lists of extents for commands: an image may have tens of millions, so the rows of `map` become text here, and
  * `measure` adds them up here. What the host's holes mean in each layer is the caller's decision. */
-#include "bind/bind.h"
-
-#include <string.h>
+#include "bind/text.h"
 
 enum {
 	MOST_LAYERS = 201,   /* of a chain, by qcow2_image_attach_backing */
@@ -91,31 +89,12 @@ static bool continues(const struct row *last, const struct row *next)
 	       next->offset == (placed ? last->offset + last->length : UINT64_MAX);
 }
 
-/* ---- text: printf would be most of the time ---- */
-
-static char *put(char *to, const char *text)
-{
-	size_t length = strlen(text);
-	memcpy(to, text, length);
-	return to + length;
-}
-
-static char *put_decimal(char *to, uint64_t value)
-{
-	char digits[20];
-	size_t n = sizeof digits;
-	do {
-		digits[--n] = (char)('0' + value % 10);
-		value /= 10;
-	} while (value);
-	memcpy(to, digits + n, sizeof digits - n);
-	return to + (sizeof digits - n);
-}
+/* ---- text ---- */
 
 /* As "%#-16x". */
 static char *put_hex(char *to, uint64_t value)
 {
-	char *end = put(to, value ? "0x" : "0");
+	char *end = q2_text_put(to, value ? "0x" : "0");
 	int bits = 60;
 	while (bits > 0 && !(value >> bits))
 		bits -= 4;
@@ -135,16 +114,16 @@ static char *put_human(char *to, const struct row *row)
 
 static char *put_json(char *to, const struct row *row, bool last)
 {
-	to = put_decimal(put(to, "{ \"start\": "), row->start);
-	to = put_decimal(put(to, ", \"length\": "), row->length);
-	to = put_decimal(put(to, ", \"depth\": "), row->depth);
-	to = put(to, row->present ? ", \"present\": true" : ", \"present\": false");
-	to = put(to, row->zero ? ", \"zero\": true" : ", \"zero\": false");
-	to = put(to, row->data ? ", \"data\": true" : ", \"data\": false");
-	to = put(to, row->compressed ? ", \"compressed\": true" : ", \"compressed\": false");
+	to = q2_text_decimal(q2_text_put(to, "{ \"start\": "), row->start);
+	to = q2_text_decimal(q2_text_put(to, ", \"length\": "), row->length);
+	to = q2_text_decimal(q2_text_put(to, ", \"depth\": "), row->depth);
+	to = q2_text_put(to, row->present ? ", \"present\": true" : ", \"present\": false");
+	to = q2_text_put(to, row->zero ? ", \"zero\": true" : ", \"zero\": false");
+	to = q2_text_put(to, row->data ? ", \"data\": true" : ", \"data\": false");
+	to = q2_text_put(to, row->compressed ? ", \"compressed\": true" : ", \"compressed\": false");
 	if (row->offset != UINT64_MAX)
-		to = put_decimal(put(to, ", \"offset\": "), row->offset);
-	return put(to, last ? "}" : "},\n");
+		to = q2_text_decimal(q2_text_put(to, ", \"offset\": "), row->offset);
+	return q2_text_put(to, last ? "}" : "},\n");
 }
 
 /* Adds the row's text. gives: false when the human form has no words for it. */

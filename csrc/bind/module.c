@@ -136,7 +136,9 @@ int luaopen_qcow2_core(lua_State *L)
 	q2_bind_open_store(L);
 	q2_bind_open_image(L);
 	q2_bind_open_tables(L);
+	q2_bind_open_text(L);
 	q2_bind_open_listing(L);
+	q2_bind_open_records(L);
 	q2_bind_open_edit(L);
 	q2_bind_open_bitmap(L);
 	q2_bind_open_create(L);

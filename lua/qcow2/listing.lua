@@ -1,6 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- Long lists of extents, a batch a call: the rows of `map` as text, and the sums of `measure`. An image may have tens
--- of millions of extents.
+-- Long lists, a batch a call: the rows of `map` as text and the sums of `measure` (an image may have tens of millions
+-- of extents), the rows of snapshots and bitmaps as text (65,536 of each).
 local files = require("qcow2.layers")
 
 local listing = {}
@@ -78,6 +78,28 @@ function listing.data_clusters(source, cluster_size)
     start, position, total = next_start, counted, total + clusters
   end
   return total
+end
+
+---Writes the rows of an image's snapshots or bitmaps, each line begun with `indent`. Raises what the world does.
+---@param source qcow2.image
+---@param what "snapshot"|"bitmap"
+---@param indent string
+---@param json boolean  as the items of a list
+---@param write fun(text:string)
+function listing.records(source, what, indent, json, write)
+  local count, message = raw[what .. "_count"](source)
+  local index = 0
+  while count and index < count do
+    local text, next_index = raw[what .. "_rows"](source, index, count, indent, json)
+    if not text then
+      error(next_index, 0)
+    end
+    write(text)
+    index = next_index
+  end
+  if not count then
+    error(message, 0)
+  end
 end
 
 return listing

@@ -113,12 +113,11 @@ describe("A file of 64 MiB costs little:", function()
     assert.equal(0, within({ "dump", "--help" }, 1, 16).code)
   end)
 
-  it("60,000 snapshots", function()
-    local path = hostile.image({ header = { nb_snapshots = 60000, snapshots_offset = MIB }, length = MIB + 60000 * 40 })
-    -- A line is printed for each of them: that is what takes the time.
-    local result = within({ "info", path }, 0.5, 16, 0)
-    assert.is_true(select(2, result.stdout:gsub("\n", "")) > 60000)
-    within({ "info", "--output=json", path }, 1.5, 16, 0)
+  it("65,536 snapshots", function()
+    local path = hostile.image({ header = { nb_snapshots = 65536, snapshots_offset = MIB }, length = MIB + 65536 * 40 })
+    assert.is_true(select(2, info(path, 0).stdout:gsub("\n", "")) > 65536)
+    assert.equal(65536, select(2, info_json(path, 0).stdout:gsub('"date%-sec": 0,', "")))
+    assert.equal(65538, select(2, within({ "snapshot", "-l", path }, 0.1, 16, 0).stdout:gsub("\n", "")))
   end)
 
   it("a dump of a snapshot whose L1 table is said to have 2^31 entries", function()
@@ -158,8 +157,8 @@ describe("A file of 64 MiB costs little:", function()
     local path, at = hostile.image({ length = 4 * MIB,
       bitmaps = { { name = "b" }, header = { count = 65535, directory_size = 65535 * 32 } } })
     poke.bytes(path, at.bitmap_directory, entry:rep(65535))
-    within({ "info", path }, 1, 16, 0)
-    within({ "info", "--output=json", path }, 1.5, 16, 0)
+    assert.equal(65535, select(2, info(path, 0).stdout:gsub("name: b\n", "")))
+    assert.equal(65535, select(2, info_json(path, 0).stdout:gsub('"name": "b"', "")))
   end)
 
   it("a bitmap whose table names one cluster of bits a hundred thousand times", function()

@@ -1,5 +1,6 @@
 -- SPDX-License-Identifier: MIT
 -- `info`: qemu-img's text and JSON, with the block of the file node that qemu-img has had since version 8.
+local forge = require("spec.support.forge")
 local qemu = require("spec.support.qemu")
 local sh = require("spec.support.sh")
 local tmp = require("spec.support.tmp")
@@ -129,6 +130,26 @@ Child node '/file':
       .. "2       a name longer than its column      0 B 20%d%d"))
     assert.equal(theirs(dir, "--output=json", "snapshots.qcow2"),
       without_children(info(dir, "--output=json", "snapshots.qcow2")))
+  end)
+
+  it("lists snapshots and bitmaps whose numbers and names are as odd as they can be", function()
+    local path = dir .. "/odd.qcow2"
+    local names = { "a\27[2J\"\\", "e\u{e9}\u{1f600}\u{9b}", "x\x9by\xe2\x82z\xff", "" }
+    local snapshots, bitmaps = {}, {}
+    for i, name in ipairs(names) do
+      snapshots[i] = { id = name:reverse(), name = name, date_sec = 1000000000 * i, vm_clock_nsec = -1 >> 16 * (i - 1),
+        extra = string.pack(">i8i8i8", -1 >> 10 * (i - 1), 1 << 20, i - 3) }
+      bitmaps[i] = { name = "b" .. name, flags = i - 1 & 2 }
+    end
+    forge.write(path, { snapshots = snapshots, bitmaps = bitmaps, header = { size = 1 << 20 } })
+    assert.equal(theirs(dir, "--output=json", "odd.qcow2"), without_children(info(dir, "--output=json", "odd.qcow2")))
+    local text = info(dir, "odd.qcow2")
+    assert.truthy(text:find('\\"J2[\\x1ba a\\x1b[2J"\\         16 EiB 2001-09-0', 1, true), text)
+    assert.truthy(text:find(" 5124095:34:33.709         -2\n", 1, true), text)
+    assert.truthy(text:find("\n\\xffz\\x82\\xe2y\\x9bx x\\x9by\\xe2\\x82z\\xff ", 1, true), text)
+    assert.truthy(text:find("\n        [1]:\n            flags:\n            name: be\u{e9}\u{1f600}\\xc2\\x9b\n"
+      .. "            granularity: 65536\n        [2]:\n            flags:\n                [0]: auto\n",
+      1, true), text)
   end)
 
   it("shows a raw image that begins like qcow2 as raw when told so", function()

@@ -19,6 +19,7 @@ describe("a size for people", function()
     [1 << 40] = "1 TiB",
     [1 << 56] = "64 PiB",
     [math.maxinteger] = "8 EiB",
+    [-1] = "16 EiB", -- images have 64 bits without a sign
   }) do
     it(("shows %d as %s"):format(bytes, shown), function()
       assert.equal(shown, text.size(bytes))
@@ -37,6 +38,23 @@ describe("a name from an image", function()
     assert.equal("\\x7f\\x00", text.escape("\x7f\0"))
     assert.equal("x\\xff\\xc3", text.escape("x\xff\xc3"))
     assert.equal("\\xc2\\x9b31m", text.escape("\xc2\x9b31m"))
+    assert.equal("a\\x9b31m\u{e9}\\x9bb", text.escape("a\x9b31m\u{e9}\x9bb"))
+  end)
+
+  it("shows what looks like UTF-8 and is not by number", function()
+    for _, broken in ipairs { "\xe2\x82", "\xc0\x80", "\xe0\x80\x80", "\xed\xa0\x80", "\xf4\x90\x80\x80",
+      "\xf8\x88\x80\x80\x80", "\xfe", "\xfc\x80" } do
+      local shown = broken:gsub(".", function(byte) return ("\\x%02x"):format(byte:byte()) end)
+      assert.equal("a" .. shown .. "b", text.escape("a" .. broken .. "b"))
+      assert.equal('"a\\uFFFDb"', json.quote("a" .. broken .. "b"))
+    end
+    assert.equal('"\\uFFFD\\uFFFD\\uFFFDa\\uFFFD"', json.quote("\x80\x80\xff" .. "a\x80"))
+  end)
+
+  it("stays when it is one of UTF-8's borders", function()
+    for _, point in ipairs { 0xa0, 0x7ff, 0x800, 0xd7ff, 0xe000, 0xffff, 0x10000, 0x10ffff } do
+      assert.equal(utf8.char(point), text.escape(utf8.char(point)))
+    end
   end)
 end)
 

@@ -1,9 +1,11 @@
 -- SPDX-License-Identifier: MIT
 -- JSON as QEMU's tools print it: members in an order the caller states, four spaces a level, one value a line,
 -- everything outside ASCII escaped, empty containers on two lines.
+local core = require("qcow2.core")
+
 local json = {}
 
-local OBJECT = {}
+local OBJECT, ROWS = {}, {}
 
 ---An object whose members print in the order that `order` names them (words with spaces between); a member
 ---that is nil is left out, one that `order` does not name is a mistake of the caller.
@@ -26,43 +28,38 @@ function json.object(order, members)
   return setmetatable({ names = names, members = members }, OBJECT)
 end
 
-local SHORT = { ['"'] = '\\"', ["\\"] = "\\\\", ["\b"] = "\\b", ["\f"] = "\\f", ["\n"] = "\\n", ["\r"] = "\\r",
-  ["\t"] = "\\t" }
-
-local function escape_ascii(char)
-  return SHORT[char] or ("\\u%04X"):format(char:byte())
+---A list whose items come as text, since there may be very many: `write_items(indent, json, write)` hands their text
+---to `write`, each item begun with `indent`; between the items of the JSON form are commas.
+---@param write_items fun(indent:string, json:boolean, write:fun(text:string))
+---@return table
+function json.rows(write_items)
+  return setmetatable({ write_items = write_items }, ROWS)
 end
 
-local function escape_point(point)
-  if point > 0xffff then
-    point = point - 0x10000
-    return ("\\u%04X\\u%04X"):format(0xd800 + (point >> 10), 0xdc00 + (point & 0x3ff))
-  end
-  return ("\\u%04X"):format(point)
-end
-
----A string in quotes. Bytes that are no UTF-8 become U+FFFD, one for each.
----@param value string
----@return string
-function json.quote(value)
-  if not value:find("[\x7f-\xff]") then
-    return '"' .. value:gsub('[%c"\\]', escape_ascii) .. '"'
-  end
-  local out, position = {}, 1
-  while position <= #value do
-    if utf8.len(value, position, position) then
-      local point = utf8.codepoint(value, position)
-      out[#out + 1] = point < 0x7f and utf8.char(point):gsub('[%c"\\]', escape_ascii) or escape_point(point)
-      position = utf8.offset(value, 2, position)
-    else
-      out[#out + 1] = "\\uFFFD"
-      position = position + 1
-    end
-  end
-  return '"' .. table.concat(out) .. '"'
-end
+---A string in quotes. Bytes that are no UTF-8 become U+FFFD, one for each broken sequence, as QEMU has it.
+---@type fun(value:string):string
+json.quote = core.quote
 
 local encode
+
+-- What is there goes out; nothing without a writer.
+local function hand_on(out)
+  if out.write then
+    out.write(table.concat(out))
+    for piece = #out, 1, -1 do
+      out[piece] = nil
+    end
+  end
+end
+
+local function encode_rows(out, rows, indent)
+  out[#out + 1] = "[\n"
+  rows.write_items(indent .. "    ", true, function(text)
+    out[#out + 1] = text
+    hand_on(out)
+  end)
+  out[#out + 1] = indent .. "]"
+end
 
 local function encode_items(out, open, close, count, item, indent)
   local inner = indent .. "    "
@@ -70,11 +67,8 @@ local function encode_items(out, open, close, count, item, indent)
   for index = 1, count do
     out[#out + 1] = (index > 1 and ",\n" or "\n") .. inner
     item(index, inner)
-    if out.write and #out > 512 then
-      out.write(table.concat(out))
-      for piece = #out, 1, -1 do
-        out[piece] = nil
-      end
+    if #out > 512 then
+      hand_on(out)
     end
   end
   out[#out + 1] = "\n" .. indent .. close
@@ -96,6 +90,8 @@ function encode(out, value, indent)
       out[#out + 1] = json.quote(name) .. ": "
       encode(out, value.members[name], inner)
     end, indent)
+  elseif getmetatable(value) == ROWS then
+    encode_rows(out, value, indent)
   elseif kind == "table" then
     encode_items(out, "[", "]", #value, function(index, inner)
       encode(out, value[index], inner)
@@ -141,6 +137,12 @@ end
 ---@return boolean
 function json.is_object(value)
   return getmetatable(value) == OBJECT
+end
+
+---@param value any
+---@return boolean
+function json.is_rows(value)
+  return getmetatable(value) == ROWS
 end
 
 return json

@@ -2,6 +2,7 @@
 -- `info`: what an image says about itself. Opens the image and nothing that it names (but for --backing-chain).
 local images = require("qcow2.cli.images")
 local json = require("qcow2.cli.json")
+local listing = require("qcow2.listing")
 local options = require("qcow2.cli.options")
 local text = require("qcow2.cli.text")
 
@@ -10,8 +11,6 @@ local NODE = "children backing-filename-format snapshots virtual-size filename c
   .. "format-specific full-backing-filename encrypted backing-filename dirty-flag"
 local SPECIFIC = "compat compression-type lazy-refcounts bitmaps refcount-bits data-file encrypt data-file-raw corrupt "
   .. "extended-l2 data-file-path data-file-note"
-local SNAPSHOT = "icount vm-clock-nsec name date-sec date-nsec vm-clock-sec id vm-state-size"
-local BITMAP = "flags name granularity"
 local ENCRYPT = "ivgen-alg detached-header hash-alg cipher-alg uuid ivgen-hash-alg format cipher-mode slots "
   .. "payload-offset master-key-iters"
 local SLOT = "active iters key-offset stripes"
@@ -20,39 +19,11 @@ local function round_up(value, unit)
   return (value + unit - 1) // unit * unit
 end
 
-local function snapshot_object(snapshot)
-  return json.object(SNAPSHOT, {
-    icount = snapshot.icount,
-    ["vm-clock-nsec"] = snapshot.vm_clock_nsec % 1000000000,
-    name = snapshot.name,
-    ["date-sec"] = snapshot.date_sec,
-    ["date-nsec"] = snapshot.date_nsec,
-    ["vm-clock-sec"] = snapshot.vm_clock_nsec // 1000000000,
-    id = snapshot.id,
-    ["vm-state-size"] = snapshot.vm_state_size,
-  })
-end
-
-local function bitmap_object(bitmap)
-  local flags = {}
-  if bitmap.in_use then
-    flags[#flags + 1] = "in-use"
-  end
-  if bitmap.auto then
-    flags[#flags + 1] = "auto"
-  end
-  return json.object(BITMAP, { flags = flags, name = bitmap.name, granularity = bitmap.granularity })
-end
-
--- The list with each item converted when it is asked for; nil for an empty one.
-local function map_list(list, convert)
-  return #list > 0 and setmetatable({}, {
-    __len = function() return #list end,
-    __index = function(_, index)
-      local item = list[index]
-      return item and convert(item)
-    end,
-  }) or nil
+-- The image's snapshots or bitmaps; nil when there are none. They are read as they are printed.
+local function records_of(image, what, list)
+  return #list > 0 and json.rows(function(...)
+    listing.records(image, what, ...)
+  end) or nil
 end
 
 -- Our own members come last: where the data file would be looked for, and what is worth knowing of it.
@@ -82,6 +53,14 @@ local function slot_object(slot)
   })
 end
 
+local function slot_objects(slots)
+  local objects = {}
+  for index, slot in ipairs(slots) do
+    objects[index] = slot_object(slot)
+  end
+  return objects[1] and objects
+end
+
 -- Without a LUKS header that can be read the method alone is known.
 local function encrypt_object(image)
   local header = image.encryption == "luks" and require("qcow2.luks").of(image)
@@ -97,7 +76,7 @@ local function encrypt_object(image)
     ["cipher-mode"] = header.mode,
     uuid = header.uuid,
     format = image.encryption,
-    slots = map_list(header.slots, slot_object),
+    slots = slot_objects(header.slots),
     ["payload-offset"] = header.payload_offset,
     ["master-key-iters"] = header.iterations,
   })
@@ -114,7 +93,7 @@ local function specific_object(image, bitmaps)
     members["lazy-refcounts"] = image.lazy_refcounts or false
     members.corrupt = image.corrupt or false
     members["extended-l2"] = image.extended_l2 or false
-    members.bitmaps = map_list(bitmaps, bitmap_object)
+    members.bitmaps = records_of(image, "bitmap", bitmaps)
     data_file_members(image, members)
   end
   return json.object("type data", { type = "qcow2", data = json.object(SPECIFIC, members) })
@@ -147,7 +126,7 @@ local function node_object(image, snapshots, bitmaps)
     members["cluster-size"] = image.cluster_size
     members.encrypted = image.encryption and true or nil
     members["format-specific"] = specific_object(image, bitmaps)
-    members.snapshots = map_list(snapshots, snapshot_object)
+    members.snapshots = records_of(image, "snapshot", snapshots)
     if image.backing_file then
       members["backing-filename"] = image.backing_file
       members["full-backing-filename"] = images.resolve(image.path, image.backing_file)
@@ -168,7 +147,9 @@ local function print_specific(context, value, indent)
       context:write(type(item) == "string" and text.escape(item) or tostring(item), "\n")
     end
   end
-  if json.is_object(value) then
+  if json.is_rows(value) then
+    value.write_items(indent, false, function(rows) context:write(rows) end)
+  elseif json.is_object(value) then
     for name, item in json.members(value) do
       line(name:gsub("-", " "), item)
     end
@@ -180,12 +161,9 @@ local function print_specific(context, value, indent)
 end
 
 local function print_snapshots(context, snapshots, indent)
-  if #snapshots == 0 then
-    return
-  end
-  context:write(indent, "Snapshot list:\n", indent, text.snapshot_heads(), "\n")
-  for _, snapshot in ipairs(snapshots) do
-    context:write(indent, text.snapshot_line(snapshot), "\n")
+  if snapshots then
+    context:write(indent, "Snapshot list:\n", indent, text.snapshot_heads(), "\n")
+    snapshots.write_items(indent, false, function(rows) context:write(rows) end)
   end
 end
 
@@ -204,7 +182,7 @@ local function print_backing(context, members, indent)
   end
 end
 
-local function print_node(context, node, snapshots, indent, protocol)
+local function print_node(context, node, indent, protocol)
   local members = node.members
   local size = members["virtual-size"]
   context:write(indent, protocol and "filename: " or "image: ", text.escape(members.filename), "\n")
@@ -222,7 +200,7 @@ local function print_node(context, node, snapshots, indent, protocol)
     context:write(indent, "cleanly shut down: no\n")
   end
   print_backing(context, members, indent)
-  print_snapshots(context, snapshots, indent)
+  print_snapshots(context, members.snapshots, indent)
   local specific = members["format-specific"]
   if specific and #specific.members.data.names > 0 then
     context:write(indent, "Format specific information:\n")
@@ -230,13 +208,14 @@ local function print_node(context, node, snapshots, indent, protocol)
   end
   for _, child in ipairs(members.children) do
     context:write(indent, ("Child node '/%s':\n"):format(child.members.name))
-    print_node(context, child.members.info, {}, indent .. "    ", true)
+    print_node(context, child.members.info, indent .. "    ", true)
   end
 end
 
+-- The node of an image; its lists are read when it is printed, but that they can be is known.
 local function look_at(image)
   if image.format ~= "qcow2" then
-    return { object = node_object(image), snapshots = {} }
+    return node_object(image)
   end
   local snapshots, message = images.table_of(image, "snapshots")
   if not snapshots then
@@ -246,10 +225,10 @@ local function look_at(image)
   if not bitmaps then
     return nil, why
   end
-  return { object = node_object(image, snapshots, bitmaps), snapshots = snapshots }
+  return node_object(image, snapshots, bitmaps)
 end
 
--- The nodes to show, top first, each with its snapshots; nil and a message when one of the chain does not open.
+-- The nodes to show, top first; nil and a message when one of the chain does not open.
 -- Their images go into `opened`, to be closed when all is shown: long lists are read as they are printed.
 -- The library's walk down the chain says what may be opened; each image is then looked at by itself.
 local function collect(context, values, opened)
@@ -318,11 +297,7 @@ function info.run(context, values)
     return nil, message
   end
   if values.output == "json" then
-    local objects = {}
-    for index, node in ipairs(nodes) do
-      objects[index] = node.object
-    end
-    json.write(values.backing_chain and objects or objects[1], function(piece) context:write(piece) end)
+    json.write(values.backing_chain and nodes or nodes[1], function(piece) context:write(piece) end)
     context:write("\n")
     return 0
   end
@@ -330,7 +305,7 @@ function info.run(context, values)
     if index > 1 then
       context:write("\n")
     end
-    print_node(context, node.object, node.snapshots, "", false)
+    print_node(context, node, "", false)
   end
   return 0
 end

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- `snapshot`: lists, takes, applies and deletes internal snapshots.
 local images = require("qcow2.cli.images")
+local listing = require("qcow2.listing")
 local options = require("qcow2.cli.options")
 local text = require("qcow2.cli.text")
 
@@ -42,9 +43,7 @@ local function list(context, image)
     return nil, message
   elseif #snapshots > 0 then
     context:write("Snapshot list:\n", text.snapshot_heads(), "\n")
-    for _, one in ipairs(snapshots) do
-      context:write(text.snapshot_line(one), "\n")
-    end
+    listing.records(image, "snapshot", "", false, function(rows) context:write(rows) end)
   end
   return true
 end
