@@ -39,6 +39,7 @@ struct qcow2_image {
 	bool snapshots_loaded;
 	uint8_t *bitmap_directory;
 	struct q2_vec bitmaps; /* uint32_t */
+	uint64_t bitmaps_at;   /* where the directory lies */
 	bool bitmaps_loaded;
 	uint64_t *bitmap_table; /* the table of bitmap `bitmap_table_of`, NULL: none loaded */
 	uint32_t bitmap_table_of;

@@ -157,14 +157,13 @@ static int bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext *e
 }
 
 /* What makes one entry unfit to be shown. */
-static int check_bitmap(const struct qcow2_image *image, const struct q2_bitmaps_ext *ext, uint32_t index,
-			struct qcow2_error *err)
+static int check_bitmap(const struct qcow2_image *image, uint32_t index, struct qcow2_error *err)
 {
 	uint32_t start = ((uint32_t *)image->bitmaps.items)[index];
 	struct q2_bitmap_record r;
 	q2_record_bitmap(image->bitmap_directory + start, UINT32_MAX, &r);
 	if (r.granularity_bits < 9 || r.granularity_bits > 31)
-		return q2_error_set(err, QCOW2_E_CORRUPT, ext->directory_offset + start,
+		return q2_error_set(err, QCOW2_E_CORRUPT, image->bitmaps_at + start,
 				    "Bitmap %" PRIu32 ": granularity of 2^%u bytes is outside 2^9-2^31",
 				    index, r.granularity_bits);
 	return 0;
@@ -189,8 +188,9 @@ static int load_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
 		rc = read_records(image, "Bitmap directory", ext.directory_offset, ext.count,
 				  ext.directory_size, measure_bitmap, &image->bitmap_directory,
 				  &image->bitmaps, err);
+	image->bitmaps_at = ext.directory_offset;
 	for (uint32_t i = 0; !rc && i < image->bitmaps.count; i++)
-		rc = check_bitmap(image, &ext, i, err);
+		rc = check_bitmap(image, i, err);
 	image->bitmaps_loaded = !rc;
 	if (!rc)
 		return 0;
@@ -221,15 +221,11 @@ int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_b
 	uint32_t start = ((uint32_t *)image->bitmaps.items)[index];
 	const uint8_t *bytes = image->bitmap_directory + start;
 	struct q2_bitmap_record r;
-	struct q2_bitmaps_ext ext;
 	q2_record_bitmap(bytes, UINT32_MAX, &r);
-	rc = bitmaps_extension(image, &ext, err);
-	if (rc)
-		return rc;
 	*out = (struct qcow2_bitmap){
 		.name = {bytes + r.name_at, r.name_length},
 		.extra_data = {bytes + r.extra_at, r.extra_length},
-		.offset = ext.directory_offset + start,
+		.offset = image->bitmaps_at + start,
 		.table_offset = r.table_offset,
 		.table_entries = r.table_entries,
 		.flags = r.flags,
