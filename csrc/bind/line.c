@@ -50,8 +50,12 @@ static bool find_editor(void)
 	*(void **)&editor.complete = dlsym(library, "rl_completion_entry_function");
 	*(void **)&editor.word_breaks = dlsym(library, "rl_basic_word_break_characters");
 	*(void **)&editor.append_character = dlsym(library, "rl_completion_append_character");
-	return editor.readline && editor.add_history && editor.complete && editor.word_breaks &&
-	       editor.append_character;
+	if (editor.readline && editor.add_history && editor.complete && editor.word_breaks &&
+	    editor.append_character)
+		return true;
+	memset(&editor, 0, sizeof editor); /* a part of one is none */
+	dlclose(library);
+	return false;
 }
 
 /*
@@ -62,7 +66,7 @@ static int l_read_line(lua_State *L)
 {
 	const char *prompt = luaL_checkstring(L, 1);
 	luaL_checktype(L, 2, LUA_TTABLE);
-	if (!editor.append_character && !find_editor()) {
+	if (!editor.readline && !find_editor()) {
 		lua_pushboolean(L, 0);
 		return 1;
 	}
