@@ -57,6 +57,8 @@ void q2_census_free(struct q2_census *census)
 {
 	if (census->dense)
 		munmap(census->dense, census->dense_bytes);
+	if (census->pages)
+		pthread_mutex_destroy(&census->spreading);
 	free(census->pages);
 	q2_vec_free(&census->runs);
 	q2_vec_free(&census->log);

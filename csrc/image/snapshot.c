@@ -157,21 +157,16 @@ static int begin(struct qcow2_image *image, struct qcow2_error *err)
 }
 
 /* What the switch let go of is free, and the snapshot list is read anew. */
-static int end(struct qcow2_image *image, uint64_t old_table, uint64_t old_table_bytes,
-	       struct qcow2_error *err)
+static int end(struct qcow2_image *image, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	int rc = 0;
-	if (old_table_bytes)
-		rc = q2_alloc_release(meta, old_table >> meta->geo.cluster_bits,
-				      q2_div_up(old_table_bytes, meta->geo.cluster_size), err);
 	/* The cluster that the last compressed stream lies in may be free now. */
 	meta->stream_at = meta->stream_end = 0;
 	free(image->snapshot_table);
 	image->snapshot_table = NULL;
 	q2_vec_free(&image->snapshots);
 	image->snapshots_loaded = false;
-	return rc ? rc : q2_commit_flush(meta, err);
+	return q2_commit_flush(meta, err);
 }
 
 /* Bytes of the snapshot table on disk. */
@@ -273,7 +268,7 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 	if (rc)
 		goto undo;
 	q2_tables_adopt(image, &change.tables);
-	rc = end(image, 0, 0, err);
+	rc = end(image, err);
 undo:
 	q2_shadow_undo(meta, &change.tables.shadow);
 	q2_tables_free(&change.tables);
@@ -356,7 +351,7 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 		goto undo;
 	q2_tables_adopt(image, &change.tables);
 	q2_cache_drop(&meta->cache);
-	rc = end(image, 0, 0, err);
+	rc = end(image, err);
 undo:
 	q2_shadow_undo(meta, &change.tables.shadow);
 	q2_tables_free(&change.tables);
@@ -410,7 +405,7 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 		goto undo;
 	q2_tables_adopt(image, &change.tables);
 	q2_cache_drop(&meta->cache);
-	rc = end(image, 0, 0, err);
+	rc = end(image, err);
 undo:
 	q2_shadow_undo(meta, &change.tables.shadow);
 	q2_tables_free(&change.tables);
@@ -433,11 +428,15 @@ static int replace_table(struct qcow2_image *image, const struct q2_vec *table, 
 		rc = write_table(image, &change, table, count, err);
 	if (!rc)
 		rc = q2_commit_barrier(meta, err);
+	/* Freed with the flush behind the switch; where that fails, so does the image. */
+	if (!rc && old_bytes)
+		rc = q2_alloc_release(meta, old_table >> meta->geo.cluster_bits,
+				      q2_div_up(old_bytes, meta->geo.cluster_size), err);
 	if (!rc)
 		rc = q2_commit_header(meta, err);
 	if (!rc) {
 		q2_vec_free(&change.tables.shadow.taken);
-		rc = end(image, old_table, old_bytes, err);
+		rc = end(image, err);
 	} else {
 		meta->header = saved;
 	}
@@ -531,7 +530,7 @@ int q2_snapshot_let_go(struct qcow2_image *image, const struct q2_span *spans, s
 	if (!rc) {
 		q2_tables_adopt(image, &change.tables);
 		q2_cache_drop(&meta->cache);
-		rc = end(image, 0, 0, err);
+		rc = end(image, err);
 	}
 	q2_shadow_undo(meta, &change.tables.shadow);
 	q2_tables_free(&change.tables);
