@@ -213,6 +213,9 @@ static int replace(struct qcow2_image *image, struct directory *dir, uint32_t in
 
 static int check_room(uint64_t size, uint64_t granularity, struct qcow2_error *err)
 {
+	/* It would have a table of no entries, with which QEMU opens no image. */
+	if (!size)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "A disk of 0 bytes can have no bitmap");
 	if (q2_div_up(q2_div_up(size, granularity), 8) <= Q2_MAX_BITMAP_BYTES)
 		return 0;
 	return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
@@ -372,8 +375,8 @@ static int fit(struct qcow2_image *image, struct directory *dir, struct qcow2_bi
 {
 	struct q2_bits bits = {0};
 	int rc = q2_bits_load(image, b, &bits, err);
-	uint32_t entries = q2_bits_entries(image, size, bits.granularity_bits);
-	for (uint32_t p = entries; p < bits.entries && !rc; p++)
+	uint32_t kept = q2_bits_entries(image, q2_min(size, image->meta.header.size), bits.granularity_bits);
+	for (uint32_t p = kept; p < bits.entries && !rc; p++)
 		if (bits.table[p] & Q2_OFFSET_MASK)
 			rc = push_span(&dir->freed,
 				       (bits.table[p] & Q2_OFFSET_MASK) >> image->meta.geo.cluster_bits, 1,

@@ -10,7 +10,7 @@
 uint32_t q2_bits_entries(const struct qcow2_image *image, uint64_t size, unsigned granularity_bits)
 {
 	uint64_t bits = q2_div_up(size, 1ull << granularity_bits);
-	return (uint32_t)q2_max(1, q2_div_up(bits, 8ull * image->meta.geo.cluster_size));
+	return (uint32_t)q2_div_up(bits, 8ull * image->meta.geo.cluster_size);
 }
 
 int q2_bits_load(struct qcow2_image *image, const struct qcow2_bitmap *bitmap, struct q2_bits *bits,
@@ -123,7 +123,7 @@ int q2_bits_resize(struct qcow2_image *image, struct q2_bits *bits, uint64_t siz
 	q2_auto uint8_t **pages = q2_new(entries, sizeof *pages);
 	if (!table || !pages)
 		return q2_error_nomem(err);
-	uint32_t both = (uint32_t)q2_min(q2_min(entries, bits->entries), q2_div_up(kept, per_page));
+	uint32_t both = (uint32_t)q2_min(bits->entries, q2_div_up(kept, per_page));
 	for (uint32_t p = 0; p < both; p++) {
 		table[p] = bits->table[p];
 		pages[p] = bits->pages[p];

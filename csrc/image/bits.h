@@ -15,7 +15,7 @@ struct q2_bits {
 	uint8_t **pages; /* NULL: not touched */
 };
 
-/* How many table entries a bitmap of this granularity has for a disk of `size` bytes; at least 1. */
+/* How many table entries a bitmap of this granularity has for a disk of `size` bytes. */
 uint32_t q2_bits_entries(const struct qcow2_image *image, uint64_t size, unsigned granularity_bits);
 
 /* Reads the table of a bitmap. fails: `corrupt`, `unsupported` for a type other than dirty tracking. */
