@@ -97,6 +97,9 @@ static int adopt(struct qcow2_image *image, const struct layout *l, uint64_t **e
 	q2_guard_free(&meta->guard);
 	meta->guard = (struct q2_guard){0};
 	meta->free_hint = 1;
+	/* There is no guest data, and where the tables were that would have told of it others may lie. */
+	meta->unproven = 0;
+	q2_vec_free(&meta->l2_tables);
 	meta->file_length = q2_max(meta->file_length, l->end << meta->geo.cluster_bits);
 	meta->virgin = q2_max(meta->virgin, l->end);
 	meta->stream_at = meta->stream_end = 0;

@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- Twins: qemu-img commits one copy of a chain, ours the other; both hold the same disks afterwards.
 local chains = require("spec.support.chains")
+local make_image = require("spec.support.made")
 local qcow2 = require("qcow2")
 local qemu = require("spec.support.qemu")
 local sh = require("spec.support.sh")
@@ -160,5 +161,25 @@ describe("Commit", function()
     assert.is_nil(job)
     assert.equal("refused", kind)
     assert(assert(qcow2.commit(dir .. "/top", { references = { other } })):run())
+  end)
+
+  it("leaves an overlay that was large writable: no old table is taken for one that is", function()
+    local dir, between = tmp.dir(), 512 << 30 -- bytes of the disk that an L2 table covers
+    assert(qcow2.create(dir .. "/base", { size = "6T", cluster_size = "2M" }))
+    do
+      local img <close> = make_image(dir .. "/top", { size = "6T", cluster_size = "2M", backing_file = "base",
+        backing_fmt = "qcow2" })
+      -- The snapshot leaves room at the file's begin, where the emptied overlay has its tables.
+      assert(img:snapshot_create("x"))
+      assert(img:snapshot_delete("x"))
+      for number = 0, 9 do
+        assert(img:write(number * between, ("\xff"):rep(4096)))
+      end
+    end
+    local img <close> = assert(qcow2.open(dir .. "/top", { mode = "rw" }))
+    assert(assert(qcow2.commit(img)):run())
+    assert(img:write(between // 2, "again"))
+    assert(img:close())
+    assert.is_true(qemu.sound(dir .. "/top"))
   end)
 end)
