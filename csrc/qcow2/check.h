@@ -66,7 +66,7 @@ struct qcow2_check_result {
 };
 
 struct qcow2_check_options {
-	uint64_t most;    /* records kept; 0: 100,000 */
+	uint64_t most;    /* records kept; 0: 50,000 */
 	unsigned threads; /* 0: one per processor */
 };
 

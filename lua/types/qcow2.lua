@@ -352,7 +352,7 @@ function image:bitmap(name) end
 
 ---Checks the image: counts the references to every cluster from all structures, compares them with the refcount
 ---blocks, judges every entry. Reads only. An external data file is looked at when the policy allows it.
----`most`: findings kept (default 100,000); all are counted.
+---`most`: findings kept (default 50,000); all are counted.
 ---@param options? {most?:integer, threads?:integer, progress?:fun(done:integer, total:integer)}
 ---@return qcow2.check_report? report, string? message, qcow2.kind? kind, integer? errno
 function image:check(options) end
