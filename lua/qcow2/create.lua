@@ -107,8 +107,9 @@ local function resolve_backing(plan, o)
     end
     return true
   end
+  -- Only a look: an overlay is made over the disk of a machine that runs, as qemu-img does.
   local backing <close>, message, kind, errno = image.open(plan.backing_path,
-    { format = o.backing_fmt, references = o.references })
+    { format = o.backing_fmt, references = o.references, force_share = true })
   if not backing then
     return nil, message .. "\nCould not open backing image.", kind, errno
   end

@@ -30,12 +30,19 @@ function references.escape(name)
   end))
 end
 
+-- Is the file at `real` in that directory or below? An empty name is no directory: a script's variable that is not
+-- set must not allow all of the current one.
 local function inside(real, directory)
-  local root = core.realpath(directory == "" and "." or directory)
+  local root = core.realpath(directory)
   if not root then
     return false
   end
   return root == "/" or real == root or real:sub(1, #root + 1) == root .. "/"
+end
+
+local function beside(real, image_path)
+  local directory = references.directory(image_path)
+  return inside(real, directory == "" and "." or directory)
 end
 
 local words = { backing = "Backing file", data_file = "Data file" }
@@ -78,13 +85,18 @@ function references.allow(policy, image_path, name, role)
   if policy == "any" then
     allowed = true
   elseif policy == nil or policy == "beside" then
-    allowed = inside(real, references.directory(image_path))
+    allowed = beside(real, image_path)
   elseif type(policy) == "function" then
     allowed = policy(real, role)
   else
     for _, directory in ipairs(policy) do
-      local root = directory == "beside" and references.directory(image_path) or directory
-      allowed = allowed or inside(real, root)
+      local there
+      if directory == "beside" then
+        there = beside(real, image_path)
+      else
+        there = inside(real, directory)
+      end
+      allowed = allowed or there
     end
   end
   if not allowed then

@@ -149,6 +149,24 @@ describe("A file of 64 MiB costs little:", function()
     assert.is_truthy(result.stdout:find("the tables lie on one another too often", 1, true))
   end)
 
+  it("a dump of a table of which every entry is a row", function()
+    local path = with_l1(9, 100000)
+    poke.bytes(path, 16 * MIB, string.pack(">I8I8", 1 << 40, 1 << 41):rep(50000))
+    for _, words in ipairs { { "dump", path }, { "dump", "--json", path } } do
+      local text = within(words, 8, 32, 0).stdout
+      assert.is_truthy(text:find("entry 99999", 1, true))
+    end
+  end)
+
+  it("a dump of an L1 table that names 100,000 tables outside the file", function()
+    local path, words = with_l1(9, 100000), {}
+    for i = 1, 100000 do words[i] = string.pack(">I8", (1 << 40) + (i << 9)) end
+    poke.bytes(path, 16 * MIB, table.concat(words))
+    local text = within({ "dump", path }, 8, 48, 0).stdout
+    assert.is_truthy(text:find("the table does not lie wholly in the file", 1, true))
+    assert.is_truthy(text:find("the tables lie on one another too often", 1, true))
+  end)
+
   it("65,536 snapshots of which the last does not fit", function()
     local path = hostile.image({ header = { nb_snapshots = 65536, snapshots_offset = MIB },
       length = MIB + 65536 * 40 })

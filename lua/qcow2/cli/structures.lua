@@ -3,7 +3,7 @@
 --
 -- A *structure* is a header or a table: `name`, `offset`, `length`, rows, and `problem` when it is damaged. A *row*
 -- is one field or a run of alike entries: `offset`, `length`, `name`, `meaning`, and `value` where that is a number
--- or a text.
+-- or a text. Rows are made when they are asked for: a table has millions of entries, and a hostile one no two alike.
 local core = require("qcow2.core")
 local decode = require("qcow2.image").raw.l2_decode
 local text = require("qcow2.cli.text")
@@ -159,18 +159,15 @@ local function reader_of(image, file)
   return { file = file, length = image.file_length, left = 2 * image.disk_size + LARGEST_L1, spent = false }
 end
 
--- The bytes of a table; the reading stops where the file does, and for good when it has read too much.
+-- The bytes of a table; the reading stops where the file does, and for good when it has read too much. A table
+-- that lies elsewhere counts like one that is there: of those, too, a hostile image names millions.
 local function read_at(reader, offset, length)
-  if offset < 0 or offset >= reader.length then
-    return ""
-  end
-  length = math.min(length, reader.length - offset)
-  reader.left = reader.left - length
+  reader.left = reader.left - math.min(length, reader.length)
   reader.spent = reader.spent or reader.left < 0
-  if reader.spent or not reader.file:seek("set", offset) then
+  if reader.spent or offset < 0 or offset >= reader.length or not reader.file:seek("set", offset) then
     return ""
   end
-  return reader.file:read(length) or ""
+  return reader.file:read(math.min(length, reader.length - offset)) or ""
 end
 
 -- What is wrong with a table of `length` bytes of which `bytes` could be read; nil: nothing.
@@ -183,25 +180,48 @@ local function problem_of(reader, offset, length, bytes, unit)
   return #bytes < length and "the table does not lie wholly in the file" or nil
 end
 
--- Rows of a table of `count` entries. `at(index)` gives an entry's word (and a second one, its bitmap);
--- `next_word(word)` the word that would continue a run, nil when none can; `row(first, last, word, bitmap)` makes
--- a row, nil to leave the run out.
-local function runs(count, at, next_word, row)
-  local rows, first, head, head_bitmap, expected = {}, nil, nil, nil, nil
-  for index = 0, count do
-    local word, bitmap
-    if index < count then
-      word, bitmap = at(index)
-    end
-    if not first or word == nil or word ~= expected or bitmap ~= head_bitmap then
-      if first then
-        rows[#rows + 1] = row(first, index - 1, head, head_bitmap)
+-- Rows of a table of `count` entries, to be read from the first to the last. `at(index)` gives an entry's word (and
+-- a second one, its bitmap); `next_word(word)` the word that would continue a run, nil when none can; `row(first,
+-- last, word, bitmap)` makes a row. A run of words that are 0 is left out where `sparse`.
+local function runs(count, at, next_word, row, sparse)
+  -- The run that begins at `first`, or behind what is left out there; nil: there is none.
+  local function run(first)
+    while first < count do
+      local word, bitmap = at(first)
+      local last, expected = first, next_word(word)
+      while expected and last + 1 < count do
+        local following, following_bitmap = at(last + 1)
+        if following ~= expected or following_bitmap ~= bitmap then
+          break
+        end
+        last, expected = last + 1, next_word(following)
       end
-      first, head, head_bitmap = word and index, word, bitmap
+      if not sparse or word ~= 0 or (bitmap or 0) ~= 0 then
+        return first, last, word, bitmap
+      end
+      first = last + 1
     end
-    expected = word and next_word(word)
   end
-  return rows
+  local length, first, last = 0, run(0)
+  while first do
+    length = length + 1
+    first, last = run(last + 1)
+  end
+  local given, following = 0, 0
+  return setmetatable({}, {
+    __len = function()
+      return length
+    end,
+    __index = function(_, index)
+      if index > length then
+        return nil
+      end
+      assert(index == given + 1, "rows are read in their order")
+      local from, to, word, bitmap = run(following)
+      given, following = index, to + 1
+      return row(from, to, word, bitmap)
+    end,
+  })
 end
 
 local function span(first, last)
@@ -230,8 +250,8 @@ local function refcount_block(image, reader, index, offset)
   local bits = image.refcount_bits
   local per_block = image.cluster_size * 8 // bits
   local clusters = (image.file_length + image.cluster_size - 1) // image.cluster_size
-  local aligned = offset % image.cluster_size == 0
-  local bytes, first = aligned and read_at(reader, offset, image.cluster_size) or "", index * per_block
+  local bytes = read_at(reader, offset % image.cluster_size == 0 and offset or -1, image.cluster_size)
+  local first = index * per_block
   local count = math.min(per_block, math.max(clusters - first, 0), #bytes * 8 // bits)
   return {
     name = ("refcount block %d"):format(index),
@@ -250,30 +270,33 @@ local function refcount_block(image, reader, index, offset)
   }
 end
 
+-- No two entries of a table of tables are one row.
+local function alone()
+  return nil
+end
+
 local function refcount_structures(image, reader, put)
-  local header, entries = image.header, image.refcount_table
-  local rows, blocks, seen = {}, {}, {}
+  local start, entries = image.header.refcount_table_offset, image.refcount_table
+  put({ name = "refcount table", offset = start, length = 8 * #entries, rows = runs(#entries, function(index)
+    return entries[index].raw
+  end, alone, function(index, _, word)
+    return {
+      offset = start + 8 * index,
+      length = 8,
+      name = ("entry %d"):format(index),
+      meaning = "refcount block at " .. hex(entries[index].offset),
+      value = raw_word(word),
+    }
+  end, true) })
+  local seen = {}
   for index = 0, #entries - 1 do
     local entry = entries[index]
-    if entry.raw ~= 0 then
-      rows[#rows + 1] = {
-        offset = header.refcount_table_offset + 8 * index,
-        length = 8,
-        name = ("entry %d"):format(index),
-        meaning = "refcount block at " .. hex(entry.offset),
-        value = raw_word(entry.raw),
-      }
-      if not seen[entry.offset] then
-        blocks[#blocks + 1] = { index = index, offset = entry.offset }
-        seen[entry.offset] = true
+    if entry.raw ~= 0 and not seen[entry.offset] then
+      seen[entry.offset] = true
+      put(refcount_block(image, reader, index, entry.offset))
+      if reader.spent then
+        break
       end
-    end
-  end
-  put({ name = "refcount table", offset = header.refcount_table_offset, length = 8 * #entries, rows = rows })
-  for _, block in ipairs(blocks) do
-    put(refcount_block(image, reader, block.index, block.offset))
-    if reader.spent then
-      break
     end
   end
 end
@@ -300,7 +323,7 @@ end
 local function l2_structure(image, reader, owner, l1_index, offset)
   local cluster_size, width = image.cluster_size, image.extended_l2 and 16 or 8
   local format = width == 16 and ">i8i8" or ">i8"
-  local bytes = offset % cluster_size == 0 and read_at(reader, offset, cluster_size) or ""
+  local bytes = read_at(reader, offset % cluster_size == 0 and offset or -1, cluster_size)
   local per_table = cluster_size // width
   local rows = runs(#bytes // width, function(index)
     local word, bitmap = format:unpack(bytes, 1 + index * width)
@@ -311,9 +334,6 @@ local function l2_structure(image, reader, owner, l1_index, offset)
     end
     return (word & OFFSET ~= 0 or word < 0) and word + cluster_size or word
   end, function(from, to, word, bitmap)
-    if word == 0 and (bitmap or 0) == 0 then
-      return nil
-    end
     return {
       offset = offset + from * width,
       length = (to - from + 1) * width,
@@ -321,7 +341,7 @@ local function l2_structure(image, reader, owner, l1_index, offset)
       meaning = entry_meaning(image, (l1_index * per_table + from) * cluster_size, to - from + 1, word, bitmap),
       value = raw_word(word),
     }
-  end)
+  end, true)
   return {
     name = ("%sL2 table %d"):format(owner, l1_index),
     offset = offset,
@@ -334,32 +354,33 @@ end
 -- Tables are read from the file itself, entry by entry: the library refuses one as a whole when it is damaged.
 -- One that an L1 table names again is shown where it was named first.
 local function l1_structures(image, reader, owner, offset, count, put)
-  local rows, tables, seen = {}, {}, {}
   local bytes = read_at(reader, offset, math.min(8 * count, LARGEST_L1))
-  for index = 0, #bytes // 8 - 1 do
-    local word = (">i8"):unpack(bytes, 1 + 8 * index)
-    if word ~= 0 then
+  local entries = #bytes // 8
+  local function at(index)
+    return ((">i8"):unpack(bytes, 1 + 8 * index)) -- and no second value
+  end
+  put({ name = owner .. "L1 table", offset = offset, length = 8 * count,
+    rows = runs(entries, at, alone, function(index, _, word)
       local place = word & OFFSET
-      rows[#rows + 1] = {
+      return {
         offset = offset + 8 * index,
         length = 8,
         name = ("entry %d"):format(index),
         meaning = (place ~= 0 and "L2 table at " .. hex(place) or "no L2 table") .. (word < 0 and ", copied" or ""),
         value = raw_word(word),
       }
-      if place ~= 0 and not seen[place] then
-        tables[#tables + 1] = { index = index, offset = place }
-        seen[place] = true
-      end
-    end
-  end
-  put({ name = owner .. "L1 table", offset = offset, length = 8 * count, rows = rows,
+    end, true),
     problem = 8 * count > LARGEST_L1 and "the table is larger than the format allows"
       or problem_of(reader, offset, 8 * count, bytes, image.cluster_size) })
-  for _, l2 in ipairs(tables) do
-    put(l2_structure(image, reader, owner, l2.index, l2.offset))
-    if reader.spent then
-      break
+  local seen = {}
+  for index = 0, entries - 1 do
+    local place = at(index) & OFFSET
+    if place ~= 0 and not seen[place] then
+      seen[place] = true
+      put(l2_structure(image, reader, owner, index, place))
+      if reader.spent then
+        break
+      end
     end
   end
 end

@@ -32,17 +32,22 @@ local function print_human(context, file, structure)
 end
 
 local function json_of(file, structure)
-  local rows = {}
-  for index, row in ipairs(structure.rows) do
-    rows[index] = json.object("offset length bytes name value meaning", {
-      offset = row.offset,
-      length = row.length,
-      bytes = bytes_of(file, row, GIVEN),
-      name = row.name,
-      value = row.value,
-      meaning = row.meaning,
-    })
-  end
+  local rows = setmetatable({}, {
+    __len = function()
+      return #structure.rows
+    end,
+    __index = function(_, index)
+      local row = structure.rows[index]
+      return json.object("offset length bytes name value meaning", {
+        offset = row.offset,
+        length = row.length,
+        bytes = bytes_of(file, row, GIVEN),
+        name = row.name,
+        value = row.value,
+        meaning = row.meaning,
+      })
+    end,
+  })
   return json.object("structure offset length rows problem", { structure = structure.name, offset = structure.offset,
     length = structure.length, rows = rows, problem = structure.problem })
 end
@@ -84,8 +89,10 @@ function dump.run(context, values)
   local function put(structure)
     count = count + 1
     if as_json then
-      local object = json.pretty(json_of(file, structure)):gsub("\n", "\n    ")
-      context:write(count > 1 and ",\n    " or "[\n    ", object)
+      context:write(count > 1 and ",\n    " or "[\n    ")
+      json.write(json_of(file, structure), function(piece)
+        context:write((piece:gsub("\n", "\n    ")))
+      end)
     else
       context:write(count > 1 and "\n" or "")
       print_human(context, file, structure)
