@@ -11,6 +11,7 @@
 #include <lua.h>
 #include <lualib.h>
 #include <signal.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -154,7 +155,10 @@ int main(int argc, char **argv)
 	if (!L)
 		return EXIT_FAILURE;
 	running = L;
-	signal(SIGINT, on_interrupt);
+	/* Who started us with Ctrl-C ignored, as shells start what runs behind a script, wants it so. */
+	bool interruptible = signal(SIGINT, on_interrupt) != SIG_IGN;
+	if (!interruptible)
+		signal(SIGINT, SIG_IGN);
 	/* What the start makes is kept: to look for garbage in it costs as much as most commands do. cli.main turns the
 	 * collector on again. */
 	lua_gc(L, LUA_GCSTOP);
@@ -167,7 +171,8 @@ int main(int argc, char **argv)
 		code = (int)lua_tointeger(L, -1);
 	else
 		fprintf(stderr, "%s: %s\n", argv[0], lua_tostring(L, -1));
-	signal(SIGINT, SIG_DFL);
+	if (interruptible)
+		signal(SIGINT, SIG_DFL);
 	lua_close(L);
 	return code;
 }

@@ -332,7 +332,7 @@ describe("convert, given up with Ctrl-C,", function()
     qemu.create(dir .. "/large.qcow2", { size = "1G" })
     qemu.io(dir .. "/large.qcow2", { "write -P 9 0 512M", "write -P 9 512M 512M" })
     for _, words in ipairs({ "-O raw", "-O qcow2", "-c -O qcow2", "-O qcow2 -o data_file=given-up.data" }) do
-      local result = sh.run(([[%s/bin/qcow2 convert %s large.qcow2 given-up & job=$!
+      local result = sh.run(([[env --default-signal=INT %s/bin/qcow2 convert %s large.qcow2 given-up & job=$!
         blocks() { stat -c %%b given-up given-up.data 2>/dev/null | awk '{ n += $1 } END { print n + 0 }'; }
         while [ "$(blocks)" -lt 100 ] && kill -0 $job; do sleep 0.01; done
         kill -INT $job; wait $job; echo $?]]):format(sh.build(), words), { cwd = dir })

@@ -52,4 +52,13 @@ describe("the program", function()
     assert.not_equal(7, script.status)
     sh.check({ program, "info", "--help" }, { cwd = dir })
   end)
+
+  it("is interrupted by Ctrl-C, but not when it was started with that ignored", function()
+    sh.check({ program, "create", "-q", "-f", "qcow2", dir .. "/image", "1M" })
+    local code = "io.popen('kill -INT $PPID'):close() for _ = 1, 1000 do end print('still here')"
+    for how, expected in pairs({ ignore = "0still here\n", default = "1" }) do
+      local result = sh.run({ "env", ("--%s-signal=INT"):format(how), program, "shell", "-e", code, dir .. "/image" })
+      assert.equal(expected, result.code .. result.stdout)
+    end
+  end)
 end)
