@@ -84,6 +84,10 @@ int q2_repair_take(struct qcow2_repair *repair, uint64_t bytes, uint64_t refs, u
 			err, QCOW2_E_CONFLICT, c << bits,
 			"There is no room for new tables: the file must not grow over the place of a "
 			"table that lies outside it (repairs that lose something have to be asked for)");
+	if (want << bits > repair->room_budget)
+		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+				    "Too many entries share one place for each to get one of its own");
+	repair->room_budget -= want << bits;
 	repair->cursor = c;
 	repair->end = q2_max(repair->end, c);
 	*at = (c - want) << bits;
@@ -335,6 +339,7 @@ static int prepare(struct qcow2_repair *repair, struct qcow2_error *err)
 		return rc;
 	uint64_t real = q2_min(clusters, q2_div_up(spent, repair->geo->cluster_size));
 	repair->read_budget = READS * spent + READ_LEAST;
+	repair->room_budget = repair->read_budget;
 	rc = q2_census_init(&repair->will, 3 * clusters + ROOM, real, err);
 	if (rc)
 		return rc;

@@ -76,6 +76,7 @@ struct qcow2_repair {
 	uint64_t end;           /* clusters that may be in use: the file's, and what was taken */
 	uint64_t cursor, limit; /* where the next free cluster is looked for, and from where on none may be */
 	uint64_t read_budget;   /* bytes of tables that may still be read: shared tables are read often */
+	uint64_t room_budget;   /* bytes of new places that may still be given: what is shared gets many */
 	uint64_t reach;         /* the file has to be at least so long, bytes */
 	unsigned order;         /* refcount order of the repaired image */
 	struct q2_vec moves;    /* struct q2_move; sorted and unique once all tables are counted */

@@ -230,6 +230,18 @@ describe("A file of 64 MiB costs little:", function()
   end)
 end)
 
+describe("A repair", function()
+  it("does not fill the disk with copies of what a small file names again and again", function()
+    local count = 1 << 20
+    local path, at = hostile.image({ header = { cluster_bits = 12, l1_size = count, l1_table_offset = 16 * MIB,
+      size = count << 21 }, l1_size = 1, clusters = { [0] = { data = "x" } }, length = 32 * MIB })
+    poke.bytes(path, 16 * MIB, string.pack(">I8", at.l2[0]):rep(count))
+    local result = within({ "check", "-r", "all", path }, 4, 96, 1)
+    assert.is_truthy(result.stderr:find("Too many entries share one place", 1, true), result.stderr)
+    assert.is_true(poke.length(path) < 512 * MIB)
+  end)
+end)
+
 describe("Walking is linear:", function()
   it("a large empty overlay over a fragmented backing file", function()
     local path = with_l1(9, 4 * MIB, { backing_file = "base.qcow2", backing_format = "qcow2" })
