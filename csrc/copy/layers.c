@@ -206,6 +206,19 @@ static uint64_t chunk_end(const struct q2_layers *layers, const struct unit *uni
 	return at;
 }
 
+/* What [start, stop) of the disk was read from will not be read again: its memory in the host serves the target. */
+static void forget(const struct q2_layers *layers, const struct q2_piece *piece, const struct q2_piece *end,
+		   uint64_t start, uint64_t stop)
+{
+	for (; layers->emptied && piece < end && piece->offset < stop; piece++) {
+		if (piece->kind != QCOW2_EXTENT_DATA || piece->store != layers->emptied)
+			continue;
+		uint64_t from = q2_max(start, piece->offset),
+			 to = q2_min(stop, piece->offset + piece->length);
+		q2_store_forget(piece->store, piece->host + (from - piece->offset), to - from);
+	}
+}
+
 static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
 {
 	struct q2_layers *layers = context;
@@ -229,9 +242,8 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 			rc = move_chunk(layers, worker, unit, i, at, stop - at, err);
 			i = next;
 		}
-		if (!rc && layers->emptied && piece->kind == QCOW2_EXTENT_DATA &&
-		    piece->store == layers->emptied)
-			q2_store_forget(piece->store, piece->host + (at - piece->offset), stop - at);
+		if (!rc)
+			forget(layers, piece, unit->old + unit->count, at, stop);
 		q2_job_did(&layers->job, stop - at);
 		at = stop;
 	}
