@@ -2,6 +2,9 @@
 -- Options that several verbs share, each described once.
 local options = {}
 
+-- Cache modes, as -t and its like take them.
+options.CACHE_MODES = { "none", "writeback", "writethrough", "directsync", "unsafe" }
+
 options.help = { short = "h", long = "help", help = "print this help and exit" }
 
 options.allow = {

@@ -25,7 +25,7 @@ local bench = {
       short = "t",
       long = "cache",
       arg = "CACHE",
-      choices = { "none", "writeback", "writethrough", "directsync", "unsafe" },
+      choices = options.CACHE_MODES,
       help = "cache mode: writethrough and directsync flush after each write; all go through the host's cache",
     },
     { short = "c", long = "count", arg = "COUNT", help = "number of requests (default: 75000)" },

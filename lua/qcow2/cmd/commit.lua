@@ -21,7 +21,7 @@ local commit = {
       short = "t",
       long = "cache",
       arg = "CACHE",
-      choices = { "none", "writeback", "writethrough", "directsync", "unsafe" },
+      choices = options.CACHE_MODES,
       help = "cache mode; taken for the sake of scripts, what is done is always on disk at the end",
     },
     { short = "b", long = "base", arg = "BASE", help = "the file of the backing chain to move into; implies -d" },

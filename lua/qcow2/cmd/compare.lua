@@ -26,7 +26,7 @@ local compare = {
       short = "T",
       long = "cache",
       arg = "CACHE",
-      choices = { "none", "writeback", "writethrough", "directsync", "unsafe" },
+      choices = options.CACHE_MODES,
       help = "cache mode; taken for the sake of scripts, reading goes through the host's cache always",
     },
     options.force_share,

@@ -12,7 +12,6 @@ local text = require("qcow2.cli.text")
 local SECTOR = 512
 local MAX_SPARSE = 16 << 20
 local MAX_PARALLEL = 16
-local CACHE_CHOICES = { "none", "writeback", "writethrough", "directsync", "unsafe" }
 
 local convert = {
   name = "convert",
@@ -30,7 +29,7 @@ local convert = {
       short = "T",
       long = "source-cache",
       arg = "CACHE",
-      choices = CACHE_CHOICES,
+      choices = options.CACHE_MODES,
       help = "cache mode of the sources; taken for the sake of scripts, changes nothing",
     },
     {
@@ -64,7 +63,7 @@ local convert = {
       short = "t",
       long = "target-cache",
       arg = "CACHE",
-      choices = CACHE_CHOICES,
+      choices = options.CACHE_MODES,
       help = "cache mode of the target; with another one than unsafe (the default) it is flushed at the end",
     },
     { short = "B", long = "backing", arg = "FILE", hidden = { "b" }, help = "the target's backing file" },

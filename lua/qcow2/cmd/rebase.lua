@@ -7,7 +7,6 @@ local qcow2 = require("qcow2")
 local run_job = require("qcow2.cli.run_job")
 local text = require("qcow2.cli.text")
 
-local CACHE_CHOICES = { "none", "writeback", "writethrough", "directsync", "unsafe" }
 local FORMATS = { qcow2 = true, raw = true }
 
 local rebase = {
@@ -26,7 +25,7 @@ local rebase = {
       short = "t",
       long = "cache",
       arg = "CACHE",
-      choices = CACHE_CHOICES,
+      choices = options.CACHE_MODES,
       help = "cache mode of FILE; taken for the sake of scripts, what is done is always on disk at the end",
     },
     { short = "b", long = "backing", arg = "BACKING", help = "the new backing file; \"\" for none" },
@@ -42,7 +41,7 @@ local rebase = {
       short = "T",
       long = "backing-cache",
       arg = "CACHE",
-      choices = CACHE_CHOICES,
+      choices = options.CACHE_MODES,
       help = "cache mode of BACKING; taken for the sake of scripts, changes nothing",
     },
     { short = "u", long = "backing-unsafe", help = "change the name alone" },
