@@ -165,11 +165,10 @@ static int adopt(struct qcow2_image *image, struct width *w, const struct qcow2_
 		 struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	q2_auto uint64_t *old_table = meta->reftable;
+	q2_auto uint64_t *old_table = q2_take(&meta->reftable);
 	uint32_t old_entries = meta->reftable_entries;
 	q2_cache_drop(&meta->cache);
-	meta->reftable = table;
-	meta->reftable_entries = (uint32_t)(w->table_clusters << (meta->geo.cluster_bits - 3));
+	q2_refcount_follow(meta, table, (uint32_t)(w->table_clusters << (meta->geo.cluster_bits - 3)));
 	q2_header_geometry(&meta->header, &meta->geo);
 	meta->free_hint = 1;
 	int rc = q2_alloc_release(meta, old->refcount_table_offset >> old->cluster_bits,

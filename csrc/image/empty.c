@@ -90,9 +90,7 @@ static int write_tables(struct q2_meta *meta, const struct layout *l, uint64_t *
 static int adopt(struct qcow2_image *image, const struct layout *l, uint64_t **entries)
 {
 	struct q2_meta *meta = &image->meta;
-	free(meta->reftable);
-	meta->reftable = q2_take(entries);
-	meta->reftable_entries = (uint32_t)(l->table << (meta->geo.cluster_bits - 3));
+	q2_refcount_follow(meta, q2_take(entries), (uint32_t)(l->table << (meta->geo.cluster_bits - 3)));
 	q2_cache_drop(&meta->cache);
 	q2_guard_free(&meta->guard);
 	meta->guard = (struct q2_guard){0};

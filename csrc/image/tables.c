@@ -207,7 +207,6 @@ int q2_tables_write(struct qcow2_image *image, struct q2_tables *t, const uint64
 			rc = qcow2_store_write(image->store, to, table, g->cluster_size, err);
 		if (rc)
 			return rc;
-		q2_cache_forget(&meta->cache, q2_host_at(to), g->cluster_size);
 		t->l1[i] = to | Q2_COPIED;
 		raw[i] = htobe64(t->l1[i]);
 	}

@@ -69,8 +69,7 @@ static int add_block(struct q2_meta *meta, uint64_t index, uint64_t at, struct q
 			      NULL, err);
 	if (rc)
 		return rc;
-	rc = q2_commit_word(&meta->reftable_words, meta->header.refcount_table_offset + index * 8, offset,
-			    err);
+	rc = q2_commit_reftable(meta, (uint32_t)index, err);
 	if (rc) {
 		q2_cache_forget(&meta->cache, q2_host_at(offset), meta->geo.cluster_size);
 		return rc;
@@ -89,7 +88,7 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 {
 	const struct q2_geometry *g = &meta->geo;
 	uint64_t per_cluster = g->cluster_size / 8;
-	/* What is pending speaks of the old table: take it down first. */
+	/* What is pending goes down first; with lazy counts the old table goes on lacking blocks that the new one has. */
 	int rc = q2_commit(meta, err);
 	if (rc)
 		return rc;
@@ -143,11 +142,8 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 	if (rc)
 		goto undo;
 
-	/* From here on memory speaks of the new table. */
-	uint64_t *old_table = meta->reftable;
-	meta->reftable = q2_take(&table);
-	free(old_table);
-	meta->reftable_entries = (uint32_t)new_entries;
+	/* From here on memory speaks of the new table, which has all that the old one lacks; a failure ends the image. */
+	q2_refcount_follow(meta, q2_take(&table), (uint32_t)new_entries);
 	reach(meta, base, clusters + blocks);
 	q2_guard_add(&meta->guard, base, clusters + blocks);
 	rc = q2_refcount_add(meta, base, clusters + blocks, 1, err);
@@ -162,6 +158,7 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 	rc = q2_commit_header(meta, err);
 	if (rc)
 		return rc;
+	meta->free_hint = q2_min(meta->free_hint, old_offset >> g->cluster_bits);
 	return q2_refcount_add(meta, old_offset >> g->cluster_bits, old_clusters, -1, err);
 undo:
 	q2_cache_forget(&meta->cache, q2_host_at(block_at << g->cluster_bits), blocks << g->cluster_bits);
@@ -251,6 +248,9 @@ int q2_alloc(struct q2_meta *meta, uint64_t want, bool exact, uint64_t *start, u
 		rc = q2_refcount_add(meta, first, count, 1, err);
 		if (rc)
 			return rc;
+		/* Whatever lay there, it is not what will lie there: others write past the cache. */
+		q2_cache_forget(&meta->cache, q2_host_at(first << meta->geo.cluster_bits),
+				count << meta->geo.cluster_bits);
 		if (!exact)
 			meta->free_hint = first + count;
 		reach(meta, first, count);

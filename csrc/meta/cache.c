@@ -252,15 +252,26 @@ int q2_cache_write(struct q2_cache *cache, unsigned kinds, bool fresh_only, bool
 	return 0;
 }
 
+static void forget_slot(struct q2_cache *cache, struct q2_slot *slot)
+{
+	cache->dirty -= slot->dirty;
+	slot->dirty = slot->fresh = false;
+	unlink_slot(cache, (uint32_t)(slot - cache->slots));
+}
+
 void q2_cache_forget(struct q2_cache *cache, q2_host at, uint64_t length)
 {
 	cache->changes++;
+	/* A long stretch has more slices than there are slots to look at. */
+	if (length / cache->slice > cache->used) {
+		for (uint32_t i = 0; i < cache->used; i++)
+			if (cache->slots[i].valid && cache->slots[i].at - at.v < length)
+				forget_slot(cache, &cache->slots[i]);
+		return;
+	}
 	for (uint64_t done = 0; done < length; done += cache->slice) {
 		struct q2_slot *slot = find(cache, at.v + done);
-		if (!slot)
-			continue;
-		cache->dirty -= slot->dirty;
-		slot->dirty = slot->fresh = false;
-		unlink_slot(cache, (uint32_t)(slot - cache->slots));
+		if (slot)
+			forget_slot(cache, slot);
 	}
 }

@@ -25,18 +25,21 @@ int q2_commit_fail(struct q2_meta *meta, int code, struct qcow2_error *err)
 	return code;
 }
 
-int q2_commit_word(struct q2_vec *words, uint64_t at, uint64_t value, struct qcow2_error *err)
+int q2_commit_l1(struct q2_meta *meta, uint64_t index, uint64_t value, struct qcow2_error *err)
 {
-	/* The last word for a place wins; most changes go to the place changed last. */
-	struct q2_word *last = words->count ? (struct q2_word *)words->items + words->count - 1 : NULL;
-	if (last && last->at == at) {
-		last->value = value;
-		return 0;
-	}
-	struct q2_word *word = q2_vec_push(words, sizeof *word);
+	struct q2_l1_word *word = q2_vec_push(&meta->l1_words, sizeof *word);
 	if (!word)
 		return q2_error_nomem(err);
-	*word = (struct q2_word){at, value};
+	*word = (struct q2_l1_word){index, value};
+	return 0;
+}
+
+int q2_commit_reftable(struct q2_meta *meta, uint32_t index, struct qcow2_error *err)
+{
+	uint32_t *word = q2_vec_push(&meta->reftable_words, sizeof *word);
+	if (!word)
+		return q2_error_nomem(err);
+	*word = index;
 	return 0;
 }
 
@@ -61,19 +64,37 @@ int q2_commit_barrier(struct q2_meta *meta, struct qcow2_error *err)
 	return 0;
 }
 
-static int write_words(struct q2_meta *meta, struct q2_vec *words, struct qcow2_error *err)
+static int write_entry(struct q2_meta *meta, uint64_t table, uint64_t index, uint64_t value,
+		       struct qcow2_error *err)
 {
-	for (size_t i = 0; i < words->count; i++) {
-		const struct q2_word *word = (struct q2_word *)words->items + i;
-		uint8_t bytes[8];
-		q2_store64(bytes, word->value);
-		int rc = qcow2_store_write(meta->store, word->at, bytes, sizeof bytes, err);
-		if (rc)
-			return rc;
-		meta->unsynced = true;
-	}
-	words->count = 0;
-	return 0;
+	uint8_t bytes[8];
+	q2_store64(bytes, value);
+	int rc = qcow2_store_write(meta->store, table + index * 8, bytes, sizeof bytes, err);
+	meta->unsynced = true;
+	return rc;
+}
+
+static int write_l1(struct q2_meta *meta, struct qcow2_error *err)
+{
+	const struct q2_l1_word *words = meta->l1_words.items;
+	int rc = 0;
+	for (size_t i = 0; i < meta->l1_words.count && !rc; i++)
+		rc = write_entry(meta, meta->header.l1_table_offset, words[i].index, words[i].value, err);
+	if (!rc)
+		meta->l1_words.count = 0;
+	return rc;
+}
+
+static int write_reftable(struct q2_meta *meta, struct qcow2_error *err)
+{
+	const uint32_t *words = meta->reftable_words.items;
+	int rc = 0;
+	for (size_t i = 0; i < meta->reftable_words.count && !rc; i++)
+		rc = write_entry(meta, meta->header.refcount_table_offset, words[i], meta->reftable[words[i]],
+				 err);
+	if (!rc)
+		meta->reftable_words.count = 0;
+	return rc;
 }
 
 /* These clusters belong to nobody any more: they can be used again, and their space goes back to the host. */
@@ -153,7 +174,7 @@ static int commit(struct q2_meta *meta, struct qcow2_error *err)
 	if (meta->reftable_words.count && !meta->lazy) {
 		rc = q2_commit_barrier(meta, err);
 		if (!rc)
-			rc = write_words(meta, &meta->reftable_words, err);
+			rc = write_reftable(meta, err);
 		if (rc)
 			return rc;
 	}
@@ -166,7 +187,7 @@ static int commit(struct q2_meta *meta, struct qcow2_error *err)
 	if (!rc)
 		rc = q2_cache_write(cache, Q2_TABLE_L2, false, &meta->unsynced, err);
 	if (!rc)
-		rc = write_words(meta, &meta->l1_words, err);
+		rc = write_l1(meta, err);
 	if (rc || !(meta->pending_free.count || meta->pending_punch.count))
 		return rc;
 	/* F */

@@ -44,7 +44,7 @@ int q2_link_table(struct q2_map *map, q2_guest address, struct qcow2_error *err)
 	uint64_t at = start << g->cluster_bits;
 	rc = fill_table(meta, old & Q2_OFFSET_MASK, at, err);
 	if (!rc)
-		rc = q2_commit_word(&meta->l1_words, map->l1_offset + index * 8, at | Q2_COPIED, err);
+		rc = q2_commit_l1(meta, index, at | Q2_COPIED, err);
 	if (!rc && (old & Q2_OFFSET_MASK)) {
 		rc = q2_alloc_release(meta, (old & Q2_OFFSET_MASK) >> g->cluster_bits, 1, err);
 		if (rc)

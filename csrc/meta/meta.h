@@ -13,9 +13,10 @@ struct q2_span {
 	uint64_t start, count;
 };
 
-/* One 8-byte word of a table that is kept whole in memory (L1, refcount table), waiting to be written. */
-struct q2_word {
-	uint64_t at, value; /* byte in the file; host order */
+/* An entry of the active L1 table that waits to be written. It is named by its index: where the table lies is the
+ * header's to say when the entry goes down. */
+struct q2_l1_word {
+	uint64_t index, value; /* host order */
 };
 
 struct q2_meta {
@@ -38,8 +39,8 @@ struct q2_meta {
 	uint64_t virgin;                /* clusters from here on were never written: they read as zeros */
 	uint64_t unproven;              /* clusters below may hold data though their count is 0 (prove.c) */
 	struct q2_vec l2_tables;        /* uint64_t: the tables that would tell, until they have */
-	struct q2_vec l1_words;         /* struct q2_word: links waiting for what they point at */
-	struct q2_vec reftable_words;   /* struct q2_word */
+	struct q2_vec l1_words;         /* struct q2_l1_word: links waiting for what they point at */
+	struct q2_vec reftable_words;   /* uint32_t: entries of `reftable` that the table on disk lacks */
 	struct q2_vec pending_free;     /* struct q2_span: unlinked, their counts go down after the flush */
 	struct q2_vec pending_punch;    /* struct q2_span in bytes: give back space of the data file */
 	uint64_t stream_at, stream_end; /* free bytes behind the last compressed stream; equal: none */
@@ -69,6 +70,12 @@ int q2_meta_distinct(const uint64_t *table, uint32_t entries, uint64_t mask, con
 
 /* The refcount table in memory; reads it on first use. */
 int q2_refcount_load(struct q2_meta *meta, struct qcow2_error *err);
+
+/*
+ * The header on disk names another refcount table, whole on disk, which memory follows from now on. Takes over `table`
+ * (host order). What the old table still lacked is nobody's business any more: its place may belong to others soon.
+ */
+void q2_refcount_follow(struct q2_meta *meta, uint64_t *table, uint32_t entries);
 
 /* Host offset of the block that counts `cluster`, 0 when there is none. needs: the table is loaded. */
 static inline uint64_t q2_refcount_block(const struct q2_meta *meta, uint64_t cluster)
@@ -138,8 +145,11 @@ int q2_prove(struct q2_meta *meta, struct qcow2_error *err);
 
 /* ---- order of writes (commit.c) ---------------------------------------------------------------- */
 
-/* An L1 entry or refcount table entry changed in memory; `at` is its place in the file. */
-int q2_commit_word(struct q2_vec *words, uint64_t at, uint64_t value, struct qcow2_error *err);
+/* Entry `index` of the active L1 table is to be `value` on disk. */
+int q2_commit_l1(struct q2_meta *meta, uint64_t index, uint64_t value, struct qcow2_error *err);
+
+/* Entry `index` of the refcount table in memory is to be on disk. */
+int q2_commit_reftable(struct q2_meta *meta, uint32_t index, struct qcow2_error *err);
 
 /*
  * Takes the changed tables down in the order that keeps invariants 1-3 at every instant:

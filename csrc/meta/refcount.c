@@ -16,6 +16,14 @@ int q2_refcount_load(struct q2_meta *meta, struct qcow2_error *err)
 	return rc;
 }
 
+void q2_refcount_follow(struct q2_meta *meta, uint64_t *table, uint32_t entries)
+{
+	free(meta->reftable);
+	meta->reftable = table;
+	meta->reftable_entries = entries;
+	meta->reftable_words.count = 0;
+}
+
 /* One slice of counts. */
 struct piece {
 	uint64_t first; /* cluster number of the slice's first count */

@@ -50,6 +50,8 @@ int q2_shadow_open(struct q2_meta *meta, struct q2_shadow *shadow, struct qcow2_
 {
 	const struct q2_geometry *g = &meta->geo;
 	uint64_t start;
+	/* The copies are made from the disk, so from now on counts are kept in time there. */
+	meta->lazy = false;
 	shadow->old_header = meta->header;
 	int rc = take_room(meta, shadow, &start, err);
 	/* The counts of all that was taken are on disk before anything else: after a crash it is leaked. */
@@ -73,7 +75,6 @@ int q2_shadow_open(struct q2_meta *meta, struct q2_shadow *shadow, struct qcow2_
 		rc = qcow2_store_read(meta->store, from, block, g->cluster_size, err);
 		if (!rc)
 			rc = qcow2_store_write(meta->store, at, block, g->cluster_size, err);
-		q2_cache_forget(&meta->cache, q2_host_at(at), g->cluster_size);
 		at += g->cluster_size;
 	}
 	meta->unsynced = true;
