@@ -238,6 +238,33 @@ static int l_bitmap_entry(lua_State *L)
 	return 1;
 }
 
+/* image:bitmap_serial(index) -> the bitmap's serial number; index counts from 0 */
+static int l_bitmap_serial(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint64_t index = q2_bind_unsigned(L, 2, "index");
+	struct qcow2_bitmap b;
+	luaL_argcheck(L, index <= UINT32_MAX, 2, "index is too large");
+	if (qcow2_image_bitmap(image, (uint32_t)index, &b, &err))
+		return q2_bind_fail(L, &err);
+	lua_pushinteger(L, (lua_Integer)b.serial);
+	return 1;
+}
+
+/* image:bitmap_find(serial, guess) -> index, from 0 */
+static int l_bitmap_find(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_image *image = self(L);
+	uint64_t serial = q2_bind_unsigned(L, 2, "serial"), guess = q2_bind_unsigned(L, 3, "guess");
+	uint32_t index = (uint32_t)guess;
+	if (qcow2_image_bitmap_find(image, serial, &index, &err))
+		return q2_bind_fail(L, &err);
+	lua_pushinteger(L, index);
+	return 1;
+}
+
 /* image:bitmap_extent(index, offset, limit) -> dirty, length; index counts from 0 */
 static int l_bitmap_extent(lua_State *L)
 {
@@ -272,6 +299,8 @@ void q2_bind_open_tables(lua_State *L)
 		{"bitmap_count", l_bitmap_count},
 		{"bitmap_entry", l_bitmap_entry},
 		{"bitmap_extent", l_bitmap_extent},
+		{"bitmap_find", l_bitmap_find},
+		{"bitmap_serial", l_bitmap_serial},
 		{NULL, NULL},
 	};
 	luaL_getmetatable(L, Q2_IMAGE_CLASS);

@@ -213,6 +213,8 @@ static int reload(struct qcow2_image *image, struct qcow2_error *err)
 	q2_vec_free(&image->snapshots);
 	image->snapshots_loaded = false;
 	q2_image_forget_bitmaps(image);
+	image->bitmap_serials.count = 0;
+	q2_view_end(image, Q2_EVERY_VIEW);
 	image->expanded_host = UINT64_MAX;
 	q2_header_geometry(&meta->header, &meta->geo);
 	int rc = qcow2_store_length(image->store, &meta->file_length, err);

@@ -19,8 +19,13 @@ struct directory {
 	struct q2_vec freed; /* struct q2_span: clusters that the old one alone names */
 };
 
-static void directory_free(struct directory *dir)
+/* The end of the work on a directory: what was taken for it and is not in force goes back. */
+static void directory_free(struct qcow2_image *image, struct directory *dir)
 {
+	for (size_t i = 0; i < dir->taken.count && !image->meta.failure.code; i++) {
+		const struct q2_span *span = (struct q2_span *)dir->taken.items + i;
+		q2_alloc_abandon(&image->meta, span->start, span->count, NULL);
+	}
 	q2_vec_free(&dir->bytes);
 	q2_vec_free(&dir->taken);
 	q2_vec_free(&dir->freed);
@@ -42,10 +47,13 @@ static int write_fresh(struct qcow2_image *image, struct directory *dir, const v
 	struct q2_meta *meta = &image->meta;
 	uint64_t clusters = q2_max(1, q2_div_up(length, meta->geo.cluster_size)), start, got;
 	int rc = q2_alloc(meta, clusters, true, &start, &got, err);
-	if (!rc)
-		rc = push_span(&dir->taken, start, clusters, err);
 	if (rc)
 		return rc;
+	rc = push_span(&dir->taken, start, clusters, err);
+	if (rc) {
+		q2_alloc_abandon(meta, start, clusters, NULL);
+		return rc;
+	}
 	q2_auto uint8_t *padded = q2_new(clusters << meta->geo.cluster_bits, 1);
 	if (!padded)
 		return q2_error_nomem(err);
@@ -117,21 +125,6 @@ static int begin(struct qcow2_image *image, struct qcow2_error *err)
 	return rc ? rc : q2_commit_flush(&image->meta, err);
 }
 
-/* The place and size of the directory that is in force; 0 without one. */
-static void old_directory(const struct qcow2_image *image, uint64_t *at, uint64_t *size)
-{
-	*at = *size = 0;
-	for (size_t i = 0; i < image->extensions.count; i++) {
-		const struct q2_extension *ext = (struct q2_extension *)image->extensions.items + i;
-		struct q2_bitmaps_ext fields;
-		if (ext->type == (uint32_t)Q2_EXT_BITMAPS &&
-		    !q2_extension_bitmaps(image->head + ext->offset, ext->length, &fields, NULL)) {
-			*at = fields.directory_offset;
-			*size = fields.directory_size;
-		}
-	}
-}
-
 /* Writes the directory, switches to it and with the same write to a disk of `size` bytes, frees what only the old one
  * named. */
 static int install(struct qcow2_image *image, struct directory *dir, uint64_t size, struct qcow2_error *err)
@@ -139,11 +132,11 @@ static int install(struct qcow2_image *image, struct directory *dir, uint64_t si
 	struct q2_meta *meta = &image->meta;
 	const struct qcow2_header saved = meta->header;
 	struct q2_head head = {0};
-	uint64_t at = 0, old_at, old_size;
+	struct q2_bitmaps_ext old;
+	uint64_t at = 0;
 	uint8_t ext[24] = {0};
-	int rc = 0;
-	old_directory(image, &old_at, &old_size);
-	if (dir->count > Q2_MAX_BITMAPS || dir->bytes.count > Q2_MAX_BITMAP_DIRECTORY)
+	int rc = q2_image_bitmaps_extension(image, &old, err);
+	if (!rc && (dir->count > Q2_MAX_BITMAPS || dir->bytes.count > Q2_MAX_BITMAP_DIRECTORY))
 		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There would be too many bitmaps");
 	if (!rc && dir->count)
 		rc = write_fresh(image, dir, dir->bytes.items, dir->bytes.count, &at, err);
@@ -171,15 +164,12 @@ static int install(struct qcow2_image *image, struct directory *dir, uint64_t si
 	q2_head_free(&head);
 	if (rc) {
 		meta->header = saved;
-		for (size_t i = 0; i < dir->taken.count && !meta->failure.code; i++) {
-			const struct q2_span *span = (struct q2_span *)dir->taken.items + i;
-			q2_alloc_abandon(meta, span->start, span->count, NULL);
-		}
 		return rc;
 	}
-	if (old_size)
-		rc = push_span(&dir->freed, old_at >> meta->geo.cluster_bits,
-			       q2_div_up(old_size, meta->geo.cluster_size), err);
+	dir->taken.count = 0; /* in force */
+	if (old.directory_size)
+		rc = push_span(&dir->freed, old.directory_offset >> meta->geo.cluster_bits,
+			       q2_div_up(old.directory_size, meta->geo.cluster_size), err);
 	for (size_t i = 0; i < dir->freed.count && !rc; i++) {
 		const struct q2_span *span = (struct q2_span *)dir->freed.items + i;
 		rc = q2_alloc_release(meta, span->start, span->count, err);
@@ -208,7 +198,13 @@ static int replace(struct qcow2_image *image, struct directory *dir, uint32_t in
 				rc = append_entry(dir, &b, err);
 		}
 	}
-	return rc ? rc : install(image, dir, image->meta.header.size, err);
+	if (!rc)
+		rc = install(image, dir, image->meta.header.size, err);
+	if (!rc && index < count && !with)
+		q2_image_drop_serial(image, index);
+	else if (!rc && index == count)
+		q2_image_add_serial(image);
+	return rc;
 }
 
 static int check_room(uint64_t size, uint64_t granularity, struct qcow2_error *err)
@@ -264,7 +260,7 @@ int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, u
 		   : q2_error_nomem(err);
 	if (!rc)
 		rc = replace(image, &dir, count, &b, err);
-	directory_free(&dir);
+	directory_free(image, &dir);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
@@ -279,7 +275,7 @@ int qcow2_image_bitmap_remove(struct qcow2_image *image, uint32_t index, struct 
 		rc = give_up(image, &dir, &b, err);
 	if (!rc)
 		rc = replace(image, &dir, index, NULL, err);
-	directory_free(&dir);
+	directory_free(image, &dir);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
@@ -307,7 +303,7 @@ int qcow2_image_bitmap_enable(struct qcow2_image *image, uint32_t index, bool en
 		b.flags = (b.flags & ~Q2_BITMAP_AUTO) | (enabled ? Q2_BITMAP_AUTO : 0);
 		rc = replace(image, &dir, index, &b, err);
 	}
-	directory_free(&dir);
+	directory_free(image, &dir);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
@@ -348,7 +344,7 @@ static int rewrite(struct qcow2_image *image, uint32_t index, struct qcow2_bitma
 	int rc = write_bits(image, &dir, b, bits, err);
 	if (!rc)
 		rc = replace(image, &dir, index, b, err);
-	directory_free(&dir);
+	directory_free(image, &dir);
 	return rc;
 }
 
@@ -408,7 +404,7 @@ int q2_bitmaps_resize(struct qcow2_image *image, uint64_t size, struct qcow2_err
 		image->meta.header.size = size;
 		rc = q2_commit_header(&image->meta, err);
 	}
-	directory_free(&dir);
+	directory_free(image, &dir);
 	return rc;
 }
 

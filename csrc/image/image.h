@@ -7,6 +7,7 @@
 #define Q2_IMAGE_IMAGE_H
 
 #include "base/mem.h"
+#include "format/header.h"
 #include "meta/map.h"
 
 #define Q2_MAX_CHAIN 200u
@@ -16,8 +17,10 @@ struct q2_codec;
 struct qcow2_image {
 	unsigned refs;
 	bool raw;
-	bool is_snapshot; /* a view of an internal snapshot */
-	uint64_t size;    /* bytes of the disk */
+	bool is_snapshot;                      /* a view of an internal snapshot */
+	struct qcow2_image *views, *next_view; /* of this image's snapshots; a list (view.c) */
+	struct qcow2_image *view_of; /* the image that this view was opened from, while that is open */
+	uint64_t size;               /* bytes of the disk */
 	struct qcow2_store *store;
 	struct qcow2_store *data; /* external data file, NULL when not attached or none */
 	struct qcow2_image *backing;
@@ -41,6 +44,9 @@ struct qcow2_image {
 	struct q2_vec bitmaps; /* uint32_t */
 	uint64_t bitmaps_at;   /* where the directory lies */
 	bool bitmaps_loaded;
+	struct q2_vec
+		bitmap_serials; /* uint64_t: see qcow2_bitmap.serial; as many as `bitmaps`, or not told yet */
+	uint64_t last_serial;
 	uint64_t *bitmap_table; /* the table of bitmap `bitmap_table_of`, NULL: none loaded */
 	uint32_t bitmap_table_of;
 
@@ -125,6 +131,15 @@ int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, c
 int q2_image_hide(struct qcow2_image *image, struct qcow2_error *err);
 int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err);
 
+/* ---- views of snapshots (view.c) -------------------------------------------------------------- */
+
+/* The snapshot whose L1 table lies at `l1_offset` is no more: its views answer `missing`. */
+#define Q2_EVERY_VIEW UINT64_MAX
+void q2_view_end(struct qcow2_image *image, uint64_t l1_offset);
+
+/* Before an image is freed: no view and no image points at it any more. */
+void q2_view_part(struct qcow2_image *image);
+
 /* ---- bitmaps and the disk's size (bitmap_edit.c) --------------------------------------------- */
 
 /* Can all bitmaps become those of a disk of `size` bytes? fails: `conflict` for one that is inconsistent, `range`. */
@@ -142,6 +157,15 @@ int q2_track_mark(struct qcow2_image *image, uint64_t offset, uint64_t length, s
 /* After the last write: the bits are stored and the marks taken off. */
 int q2_track_end(struct qcow2_image *image, struct qcow2_error *err);
 void q2_track_free(struct qcow2_image *image);
+
+/* The bitmaps extension, all zeros when there is none that is to be believed: without the autoclear bit the directory
+ * that it names may be anybody's (specification, "Bitmaps extension"). */
+int q2_image_bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext *ext,
+			       struct qcow2_error *err);
+
+/* The directory lost the bitmap at `index`, or has one more at its end: the others keep their serial numbers. */
+void q2_image_drop_serial(struct qcow2_image *image, uint32_t index);
+void q2_image_add_serial(struct qcow2_image *image);
 
 /* The bitmap directory on disk is another now: it is read anew when it is needed (records.c). */
 void q2_image_forget_bitmaps(struct qcow2_image *image);

@@ -163,7 +163,6 @@ static int store(struct inward *in, struct qcow2_error *err)
 	in->l1[in->index] = start << g->cluster_bits | Q2_COPIED;
 	image->meta.unsynced = true;
 	rc = qcow2_store_write(image->store, start << g->cluster_bits, in->new, g->cluster_size, err);
-	q2_cache_forget(&image->meta.cache, q2_host_at(start << g->cluster_bits), g->cluster_size);
 	return rc;
 }
 

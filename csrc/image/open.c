@@ -201,38 +201,6 @@ int qcow2_image_open_raw(struct qcow2_store *store, struct qcow2_image **out, st
 	return 0;
 }
 
-int qcow2_image_open_snapshot(struct qcow2_image *image, uint32_t index, struct qcow2_image **out,
-			      struct qcow2_error *err)
-{
-	struct qcow2_snapshot snap;
-	int rc = qcow2_image_snapshot(image, index, &snap, err);
-	if (rc)
-		return rc;
-	if (snap.l1_entries > Q2_MAX_L1_BYTES / 8)
-		rc = q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
-				  "Snapshot L1 table too large: %" PRIu32 " entries", snap.l1_entries);
-	else if (snap.size > INT64_MAX || q2_header_l1_entries(&image->meta.geo, snap.size) > snap.l1_entries)
-		rc = q2_error_set(err, QCOW2_E_CORRUPT, snap.offset,
-				  "Snapshot L1 table is too small for a disk of %" PRIu64 " bytes",
-				  snap.size);
-	if (rc)
-		return q2_image_blame(image, rc, err);
-	struct qcow2_image *view;
-	rc = qcow2_image_open(image->store, &view, err);
-	if (rc)
-		return rc;
-	view->is_snapshot = true;
-	view->size = view->map.size = snap.size;
-	view->map.l1_offset = snap.l1_offset;
-	view->map.l1_entries = snap.l1_entries;
-	if (image->data)
-		view->data = qcow2_store_ref(image->data);
-	if (image->backing)
-		view->backing = qcow2_image_ref(image->backing);
-	*out = view;
-	return 0;
-}
-
 struct qcow2_image *qcow2_image_ref(struct qcow2_image *image)
 {
 	image->refs++;
@@ -246,6 +214,7 @@ void qcow2_image_unref(struct qcow2_image *image)
 		struct qcow2_image *backing = image->backing;
 		/* Who cares for the answer has called qcow2_image_finish; this saves what can be saved. */
 		qcow2_image_finish(image, NULL);
+		q2_view_part(image);
 		q2_track_free(image);
 		q2_map_free(&image->map);
 		q2_meta_free(&image->meta);
@@ -253,6 +222,7 @@ void qcow2_image_unref(struct qcow2_image *image)
 		q2_vec_free(&image->extensions);
 		q2_vec_free(&image->snapshots);
 		q2_vec_free(&image->bitmaps);
+		q2_vec_free(&image->bitmap_serials);
 		free(image->snapshot_table);
 		free(image->bitmap_directory);
 		free(image->bitmap_table);

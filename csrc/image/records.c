@@ -142,8 +142,7 @@ int qcow2_image_snapshot(struct qcow2_image *image, uint32_t index, struct qcow2
 	return 0;
 }
 
-/* The bitmaps extension, when there is one that is to be believed. */
-static int bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext *ext, struct qcow2_error *err)
+int q2_image_bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext *ext, struct qcow2_error *err)
 {
 	*ext = (struct q2_bitmaps_ext){0};
 	if (image->raw || !(image->meta.header.autoclear_features & Q2_AUTOCLEAR_BITMAPS))
@@ -169,12 +168,40 @@ static int check_bitmap(const struct qcow2_image *image, uint32_t index, struct 
 	return 0;
 }
 
+void q2_image_add_serial(struct qcow2_image *image)
+{
+	uint64_t *serial = q2_vec_push(&image->bitmap_serials, sizeof *serial);
+	/* Without memory all get new ones with the next reading. */
+	if (serial)
+		*serial = ++image->last_serial;
+}
+
+void q2_image_drop_serial(struct qcow2_image *image, uint32_t index)
+{
+	uint64_t *serials = image->bitmap_serials.items;
+	image->bitmap_serials.count--;
+	memmove(serials + index, serials + index + 1,
+		(image->bitmap_serials.count - index) * sizeof *serials);
+}
+
+/* New numbers for all when it is not known which is whose. */
+static int number_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
+{
+	struct q2_vec *serials = &image->bitmap_serials;
+	if (serials->count == image->bitmaps.count)
+		return 0;
+	serials->count = 0;
+	for (size_t i = 0; i < image->bitmaps.count; i++)
+		q2_image_add_serial(image);
+	return serials->count == image->bitmaps.count ? 0 : q2_error_nomem(err);
+}
+
 static int load_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
 {
 	if (image->bitmaps_loaded)
 		return 0;
 	struct q2_bitmaps_ext ext;
-	int rc = bitmaps_extension(image, &ext, err);
+	int rc = q2_image_bitmaps_extension(image, &ext, err);
 	if (!rc && ext.count > Q2_MAX_BITMAPS)
 		rc = q2_error_set(err, QCOW2_E_CORRUPT, Q2_NO_OFFSET, "Too many bitmaps: %" PRIu32,
 				  ext.count);
@@ -191,6 +218,8 @@ static int load_bitmaps(struct qcow2_image *image, struct qcow2_error *err)
 	image->bitmaps_at = ext.directory_offset;
 	for (uint32_t i = 0; !rc && i < image->bitmaps.count; i++)
 		rc = check_bitmap(image, i, err);
+	if (!rc)
+		rc = number_bitmaps(image, err);
 	image->bitmaps_loaded = !rc;
 	if (!rc)
 		return 0;
@@ -233,8 +262,30 @@ int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_b
 		.granularity = 1ull << r.granularity_bits,
 		.in_use = r.flags & Q2_BITMAP_IN_USE,
 		.autoset = r.flags & Q2_BITMAP_AUTO,
+		.serial = ((uint64_t *)image->bitmap_serials.items)[index],
 	};
 	return 0;
+}
+
+int qcow2_image_bitmap_find(struct qcow2_image *image, uint64_t serial, uint32_t *index,
+			    struct qcow2_error *err)
+{
+	int rc = load_bitmaps(image, err);
+	const uint64_t *serials = image->bitmap_serials.items;
+	if (rc)
+		return rc;
+	/* A bitmap keeps its place until one before it goes. */
+	if (*index < image->bitmaps.count && serials[*index] == serial)
+		return 0;
+	for (uint32_t i = 0; i < image->bitmaps.count; i++)
+		if (serials[i] == serial) {
+			*index = i;
+			return 0;
+		}
+	return q2_image_blame(image,
+			      q2_error_set(err, QCOW2_E_MISSING, Q2_NO_OFFSET,
+					   "The bitmap is not there any more"),
+			      err);
 }
 
 /* The bitmap's table in memory; one at a time, since they are walked one after the other. */

@@ -405,6 +405,7 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 		goto undo;
 	q2_tables_adopt(image, &change.tables);
 	q2_cache_drop(&meta->cache);
+	q2_view_end(image, s.l1_offset);
 	rc = end(image, err);
 undo:
 	q2_shadow_undo(meta, &change.tables.shadow);

@@ -66,6 +66,8 @@ int q2_map_read(struct q2_map *map, struct qcow2_error *err)
 {
 	if (map->l1)
 		return 0;
+	if (map->gone)
+		return q2_error_set(err, QCOW2_E_MISSING, Q2_NO_OFFSET, "The snapshot is not there any more");
 	return q2_meta_read_table(map->meta, "L1 table", map->l1_offset, map->l1_entries, &map->l1, err);
 }
 

@@ -25,6 +25,7 @@ struct q2_map {
 	uint64_t size; /* bytes of the disk that this L1 describes */
 	uint64_t *l1;  /* host order; NULL until the first use */
 	bool judged;   /* check of all L2 tables passed */
+	bool gone;     /* its tables were given up: `missing` */
 
 	/*
 	 * The run that was found last and where it began: a walk whose runs are cut short by something else (a
@@ -40,7 +41,8 @@ struct q2_map {
 
 void q2_map_free(struct q2_map *map);
 
-/* Reads the L1 table on first use: inside the file, but what it says is not judged. */
+/* Reads the L1 table on first use: inside the file, but what it says is not judged. fails: `missing` when the tables
+ * were given up. */
 int q2_map_read(struct q2_map *map, struct qcow2_error *err);
 
 /*

@@ -57,11 +57,16 @@ struct qcow2_bitmap {
 	uint8_t type;
 	uint64_t granularity; /* bytes */
 	bool in_use, autoset; /* flag bits 0 and 1 */
+	/* A number that this open image gave to this bitmap and gives to no other, whatever moves to its index. */
+	uint64_t serial;
 };
 /* 0 when the image has no bitmaps extension or the autoclear bit says that it is stale. */
 int qcow2_image_bitmap_count(struct qcow2_image *image, uint32_t *count, struct qcow2_error *err);
 int qcow2_image_bitmap(struct qcow2_image *image, uint32_t index, struct qcow2_bitmap *out,
 		       struct qcow2_error *err);
+/* Where the bitmap of this serial number is now. *index: a guess on the way in. fails: `missing` when it was removed. */
+int qcow2_image_bitmap_find(struct qcow2_image *image, uint64_t serial, uint32_t *index,
+			    struct qcow2_error *err);
 /* The dirty or clean run at `offset`: as qcow2_image_extent. */
 int qcow2_image_bitmap_extent(struct qcow2_image *image, uint32_t index, uint64_t offset, uint64_t limit,
 			      bool *dirty, uint64_t *length, struct qcow2_error *err);

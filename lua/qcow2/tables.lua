@@ -220,12 +220,14 @@ tables.extent_meta = {
 local bitmap_methods = {}
 
 function bitmap_methods:extents()
-  local image, index, offset = self.image, self.index, 0
+  local image, offset = self.image, 0
   local size = raw.disk_bytes(image)
   return function()
     while offset < size do
       local start = offset
-      local dirty, length = raw.bitmap_extent(image, index, offset, size - offset)
+      -- Others may have been removed since, or this one.
+      self.index = check(raw.bitmap_find(image, self.serial, self.index))
+      local dirty, length = raw.bitmap_extent(image, self.index, offset, size - offset)
       if dirty == nil then
         error(length, 0)
       end
@@ -238,7 +240,7 @@ function bitmap_methods:extents()
 end
 
 function tables.bitmap(image, index, fields)
-  fields.image, fields.index = image, index
+  fields.image, fields.index, fields.serial = image, index, check(raw.bitmap_serial(image, index))
   return setmetatable(fields, {
     __name = "qcow2.bitmap",
     __index = bitmap_methods,

@@ -340,7 +340,8 @@ function image:attach() end
 ---@return integer? count, string? message, qcow2.kind? kind
 function image:refcount(cluster) end
 
----The disk as an internal snapshot (id or name) has it: a read-only image.
+---The disk as an internal snapshot (id or name) has it: a read-only image. Its methods answer `missing` once the snapshot
+---is deleted or the image repaired.
 ---@param id_or_name string
 ---@return qcow2.image? snapshot, string? message, qcow2.kind? kind
 function image:snapshot(id_or_name) end
@@ -623,7 +624,8 @@ function image:close() end
 ---@class qcow2.bitmap: qcow2.bitmap_info
 local bitmap = {}
 
----Iterates `offset, length` of the dirty guest ranges.
+---Iterates `offset, length` of the dirty guest ranges. Raises once the bitmap was removed, also when another of its name
+---came since.
 ---@return fun():integer?, integer?
 function bitmap:extents() end
 
