@@ -135,7 +135,9 @@ static int extend_data_file(struct qcow2_repair *repair, bool *more, struct qcow
 {
 	(void)more;
 	struct qcow2_store *data = repair->image->data;
-	if (!repair->check->report.sum.found[QCOW2_PROBLEM_DATA_FILE_SHORT] ||
+	/* Only a raw file promises to be the disk; others may end where their last cluster does. */
+	if (!(repair->check->header->autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW) ||
+	    !repair->check->report.sum.found[QCOW2_PROBLEM_DATA_FILE_SHORT] ||
 	    !q2_repair_wants(repair, QCOW2_PROBLEM_DATA_FILE_SHORT) || !data)
 		return 0;
 	if (!qcow2_store_writable(data))

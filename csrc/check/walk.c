@@ -505,8 +505,8 @@ static int begins_with_data(struct qcow2_check *check, bool *data, struct qcow2_
 }
 
 /*
- * Offset 0 without COPIED reads as "not allocated". Where nothing else explains data in the file's first
- * cluster, the flag was lost; a backing file explains it (an emptied overlay).
+ * Offset 0 without COPIED reads as "not allocated". A raw file is the disk, so there the flag was lost. Elsewhere a
+ * discard that was cut off before its punch looks the same, and its bytes must not come back.
  */
 static int judge_cluster_0(struct qcow2_check *check, struct qcow2_error *err)
 {
@@ -522,9 +522,8 @@ static int judge_cluster_0(struct qcow2_check *check, struct qcow2_error *err)
 	int rc = begins_with_data(check, &data, err);
 	if (rc || !data)
 		return rc;
-	struct qcow2_finding finding = q2_report_blank(is_raw || !image->backing_name.data
-							       ? QCOW2_PROBLEM_DATA_FILE_LOST
-							       : QCOW2_PROBLEM_DATA_FILE_STALE);
+	struct qcow2_finding finding =
+		q2_report_blank(is_raw ? QCOW2_PROBLEM_DATA_FILE_LOST : QCOW2_PROBLEM_DATA_FILE_STALE);
 	finding.guest_offset = 0;
 	finding.guest_length = q2_min(check->geo->cluster_size, check->header->size);
 	finding.host_offset = 0;
@@ -550,8 +549,10 @@ int q2_walk_data_file(struct qcow2_check *check, bool *more, struct qcow2_error 
 	int rc = qcow2_store_length(check->image->data, &length, err);
 	if (rc)
 		return rc;
-	/* QEMU's data files are whole clusters long. */
-	bool is_long = length > q2_round_up(size, check->geo->cluster_size);
+	/* A raw file is the disk; QEMU's others are whole clusters long. */
+	bool is_raw = check->header->autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW;
+	bool is_long = length > (is_raw ? size : q2_round_up(size, check->geo->cluster_size)) &&
+		       !qcow2_store_is_device(check->image->data);
 	if (length < size || is_long) {
 		struct qcow2_finding finding = q2_report_blank(is_long ? QCOW2_PROBLEM_DATA_FILE_LONG
 								       : QCOW2_PROBLEM_DATA_FILE_SHORT);

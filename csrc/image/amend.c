@@ -238,7 +238,12 @@ static int work(struct amend *a, struct qcow2_error *err)
 	case WIDTH:
 		return q2_amend_width(image, (unsigned)__builtin_ctz(o->refcount_bits), err);
 	case FILL:
-		rc = q2_fill_raw(image, &a->at, q2_task_deadline(), err);
+		/* Before anything changes: it may be refused. */
+		rc = a->at ? 0
+			   : q2_data_file_cut(image->meta.data, image->size, image->meta.geo.cluster_size,
+					      err);
+		if (!rc)
+			rc = q2_fill_raw(image, &a->at, q2_task_deadline(), err);
 		return rc ? rc : q2_declare_raw(image, err);
 	case LAZY:
 		return set_lazy(image, o->lazy_refcounts != 0, err);

@@ -106,6 +106,9 @@ int q2_unmap_check(struct qcow2_image *image, uint64_t start, uint64_t end, stru
  * the L1 table covers. */
 int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);
 
+/* The same, and L2 tables of which nothing else is left go too. */
+int q2_unmap_tables(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);
+
 /* The disk has nothing of its own any more: its backing file, or zeros, show everywhere (empty.c). Flushed. At
  * every instant what the backing file shows must be what the disk showed. */
 int q2_image_empty(struct qcow2_image *image, struct qcow2_error *err);
@@ -130,6 +133,23 @@ int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, c
  */
 int q2_image_hide(struct qcow2_image *image, struct qcow2_error *err);
 int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err);
+
+/* ---- the external data file's length (data_file.c) --------------------------------------------- */
+
+bool q2_data_file_is_raw(const struct qcow2_image *image);
+
+/* The disk will have `size` bytes: a shorter data file is lengthened, a raw one also shortened. */
+int q2_data_file_resize(struct qcow2_image *image, uint64_t size, struct qcow2_error *err);
+
+/* A data file that is to be raw loses what lies behind the disk's end: padding of its last cluster, zeros left of a
+ * larger disk. fails: `conflict` when somebody's bytes lie there. */
+int q2_data_file_cut(struct qcow2_store *data, uint64_t size, uint32_t cluster_size, struct qcow2_error *err);
+
+/*
+ * Gives the host the space back that nobody refers to: refcount blocks that count nothing but themselves, free clusters
+ * in the file, and the end of the file behind the last cluster in use (trim.c). Flushed.
+ */
+int q2_image_trim(struct qcow2_image *image, struct qcow2_error *err);
 
 /* ---- views of snapshots (view.c) -------------------------------------------------------------- */
 

@@ -163,31 +163,6 @@ static int gather(struct qcow2_image *image, struct qcow2_error *err)
 	return rc ? rc : q2_amend_width(image, meta->header.refcount_order, err);
 }
 
-/* Gives the host its space back: free clusters are punched, those at the end of the file cut off. */
-static int give_back(struct qcow2_image *image, struct qcow2_error *err)
-{
-	struct q2_meta *meta = &image->meta;
-	unsigned bits = meta->geo.cluster_bits;
-	uint64_t end = q2_div_up(meta->file_length, meta->geo.cluster_size), start, count;
-	for (uint64_t at = 1; at < end; at = start + count) {
-		int rc = q2_refcount_free_run(meta, at, end - at, &start, &count, err);
-		if (rc || start >= end || !count)
-			return rc;
-		meta->unsynced = true;
-		if (start + count >= end && !qcow2_store_is_device(image->store)) {
-			rc = qcow2_store_resize(image->store, start << bits, err);
-			meta->file_length = rc ? meta->file_length : start << bits;
-			meta->virgin = rc ? meta->virgin : start;
-		} else {
-			rc = qcow2_store_punch(image->store, start << bits,
-					       q2_min(count, end - start) << bits, err);
-		}
-		if (rc)
-			return rc;
-	}
-	return 0;
-}
-
 static int externalize(struct qcow2_image *image, struct qcow2_store *data, struct qcow2_bytes name, bool raw,
 		       struct qcow2_error *err)
 {
@@ -210,6 +185,8 @@ static int externalize(struct qcow2_image *image, struct qcow2_store *data, stru
 		rc = q2_commit_flush(meta, err);
 	if (!rc)
 		rc = q2_map_load(&image->map, err);
+	if (!rc && raw)
+		rc = q2_data_file_cut(data, image->size, meta->geo.cluster_size, err);
 	/* Invariant 3: the data is there before anything says so. */
 	if (!rc)
 		rc = qcow2_store_flush(data, err);
@@ -237,7 +214,7 @@ int qcow2_image_gather(struct qcow2_image *image, struct qcow2_error *err)
 	if (!rc)
 		rc = gather(image, err);
 	if (!rc)
-		rc = give_back(image, err);
+		rc = q2_image_trim(image, err);
 	if (!rc)
 		rc = q2_commit_flush(&image->meta, err);
 	return q2_image_blame(image, rc, err);

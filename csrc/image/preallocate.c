@@ -52,17 +52,53 @@ static int link_clusters(struct qcow2_image *image, uint64_t at, uint64_t host, 
 	return 0;
 }
 
+/* The cluster that the disk ended in gets its place by being written to; what is new in it are zeros. */
+static int prepare_first(struct qcow2_image *image, uint64_t from, uint64_t to, enum qcow2_preallocation mode,
+			 struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	uint64_t length = mode == QCOW2_PREALLOCATION_FULL ? to - from : q2_min(512, to - from);
+	uint64_t word, bitmap;
+	q2_host at;
+	q2_auto uint8_t *zeros = q2_new(length, 1);
+	int rc = zeros ? qcow2_image_write(image, from, zeros, length, err) : q2_error_nomem(err);
+	if (rc || g->external_data || mode == QCOW2_PREALLOCATION_METADATA)
+		return rc;
+	/* No part of it is to be a hole. */
+	rc = q2_map_entry(&image->map, q2_guest_at(from), &word, &bitmap, &at, err);
+	image->meta.unsynced = true;
+	return rc ? rc : q2_store_allocate(image->store, word & Q2_OFFSET_MASK, g->cluster_size, err);
+}
+
+/* How many clusters from guest `at` on, at most `most`, have no place (or, *placed, have one). */
+static int same_clusters(struct qcow2_image *image, uint64_t at, uint64_t most, uint64_t *count, bool *placed,
+			 struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	for (*count = 0; *count < most; ++*count) {
+		uint64_t word, bitmap;
+		q2_host entry;
+		int rc = q2_map_entry(&image->map, q2_guest_at(at + (*count << g->cluster_bits)), &word,
+				      &bitmap, &entry, err);
+		if (rc)
+			return rc;
+		bool here = q2_entry_decode(g, word, bitmap).has_host;
+		if (*count && here != *placed)
+			break;
+		*placed = here;
+	}
+	return 0;
+}
+
 int q2_preallocate(struct qcow2_image *image, uint64_t from, enum qcow2_preallocation mode,
 		   struct qcow2_error *err)
 {
-	static const uint8_t zeros[512];
 	struct q2_meta *meta = &image->meta;
 	const struct q2_geometry *g = &meta->geo;
 	uint64_t at = q2_round_up(from, g->cluster_size), end = q2_round_up(image->size, g->cluster_size);
 	int rc = 0;
-	/* A cluster that was there in part gets its place by being written to. */
 	if (from < at && from < image->size)
-		rc = qcow2_image_write(image, from, zeros, q2_min(sizeof zeros, image->size - from), err);
+		rc = prepare_first(image, from, q2_min(at, image->size), mode, err);
 	while (!rc && at < end) {
 		rc = q2_edit_begin(image, err);
 		/* The table before the data, so that they lie in this order in the file. */
@@ -72,7 +108,16 @@ int q2_preallocate(struct qcow2_image *image, uint64_t from, enum qcow2_prealloc
 		uint64_t start = number;
 		uint64_t count = q2_min((end - at) >> g->cluster_bits, table - (number & (table - 1)));
 		uint64_t virgin = meta->virgin << g->cluster_bits;
-		if (!rc && !g->external_data) {
+		bool placed = false;
+		if (!rc)
+			rc = same_clusters(image, at, count, &count, &placed, err);
+		if (rc)
+			break;
+		if (placed) {
+			at += count << g->cluster_bits;
+			continue;
+		}
+		if (!g->external_data) {
 			rc = q2_alloc(meta, count, false, &start, &count, err);
 			if (!rc)
 				rc = prepare_space(image, start << g->cluster_bits, count << g->cluster_bits,
@@ -80,8 +125,7 @@ int q2_preallocate(struct qcow2_image *image, uint64_t from, enum qcow2_prealloc
 			if (rc)
 				break;
 		}
-		if (!rc)
-			rc = link_clusters(image, at, start << g->cluster_bits, count, err);
+		rc = link_clusters(image, at, start << g->cluster_bits, count, err);
 		at += count << g->cluster_bits;
 	}
 	return rc;

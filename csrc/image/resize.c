@@ -59,19 +59,6 @@ static int grow_l1(struct qcow2_image *image, uint64_t size, struct qcow2_error 
 			 : 0;
 }
 
-static int resize_data_file(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
-{
-	uint64_t length;
-	int rc = image->meta.data ? qcow2_store_length(image->meta.data, &length, err) : 0;
-	/* A file longer than the disk keeps its bytes; a raw one is exactly the disk. */
-	bool raw = image->meta.header.autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW;
-	if (rc || !image->meta.data || (length == size) || (length > size && !raw) ||
-	    qcow2_store_is_device(image->meta.data))
-		return rc;
-	image->meta.data_unsynced = true;
-	return qcow2_store_resize(image->meta.data, size, err);
-}
-
 /* A raw data file is the disk, so the entries of [start, end) all say "there". */
 static int map_raw(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
 {
@@ -111,8 +98,10 @@ static int clear_grown(struct qcow2_image *image, uint64_t old, uint64_t size, s
 		rc = raw ? map_raw(image, low, high, err) : q2_unmap_clusters(image, low, high, err);
 	if (!rc && low > old)
 		rc = qcow2_image_zero(image, old, q2_min(size, low) - old, 0, err);
+	/* Whole clusters, so that entries say it and nothing has to be written. */
 	if (!rc && backing > low && size > low)
-		rc = qcow2_image_zero(image, low, q2_min(size, backing) - low, 0, err);
+		rc = qcow2_image_zero(image, low, q2_min(size, q2_round_up(backing, cluster_size)) - low, 0,
+				      err);
 	return rc;
 }
 
@@ -129,7 +118,7 @@ static int grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocati
 	image->size = image->map.size = size;
 	rc = clear_grown(image, old, size, err);
 	if (!rc)
-		rc = resize_data_file(image, size, err);
+		rc = q2_data_file_resize(image, size, err);
 	if (!rc && meta->data)
 		rc = q2_preallocate_plain(meta->data, old, size, mode, err);
 	if (!rc && mode != QCOW2_PREALLOCATION_OFF)
@@ -143,7 +132,25 @@ static int grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocati
 	return rc;
 }
 
-/* First the size, then the clusters behind it: cut off in between, they are merely still allocated. */
+/*
+ * Whoever grows the disk again, another program too, must not show what stood behind its end: in the last cluster the
+ * disk's own bytes there become zeros. needs: on disk the disk is smaller already, in memory it ends with its cluster.
+ */
+static int clear_rest(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
+{
+	for (uint64_t at = size; at < image->size;) {
+		struct q2_run run;
+		int rc = q2_map_find(&image->map, q2_guest_at(at), image->size - at, &run, err);
+		if (!rc && (run.kind == Q2_SUB_DATA || run.kind == Q2_SUB_COMPRESSED))
+			rc = qcow2_image_zero(image, at, run.length, 0, err);
+		if (rc)
+			return rc;
+		at += run.length;
+	}
+	return 0;
+}
+
+/* First the size, then what lies behind it: cut off in between, that is merely still allocated. */
 static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
@@ -156,12 +163,16 @@ static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *
 		rc = q2_bitmaps_resize(image, size, err);
 	if (rc)
 		return rc;
+	image->size = image->map.size = low;
+	rc = clear_rest(image, size, err);
 	image->size = image->map.size = size;
-	if (low < high)
-		rc = q2_unmap_clusters(image, low, high, err);
+	if (!rc && low < high)
+		rc = q2_unmap_tables(image, low, high, err);
 	if (!rc)
 		rc = q2_commit_flush(meta, err);
-	return rc ? rc : resize_data_file(image, size, err);
+	if (!rc)
+		rc = q2_data_file_resize(image, size, err);
+	return rc ? rc : q2_image_trim(image, err);
 }
 
 static int resize_raw(struct qcow2_image *image, uint64_t size, enum qcow2_preallocation mode,

@@ -264,7 +264,12 @@ static int look_at_end(struct verify *v, struct qcow2_error *err)
 			rc = qcow2_store_resize(image->meta.data, image->size, err);
 		}
 	} else if (v->length > image->size && !qcow2_store_is_device(image->data)) {
-		rc = search(v, QCOW2_CAUSE_TAIL, image->size, v->length, &any, err);
+		/* A raw file is exactly the disk, whatever lies behind its end. */
+		rc = q2_data_file_is_raw(image)
+			     ? note(v, QCOW2_CAUSE_TAIL, image->size, v->length - image->size, err)
+			     : search(v, QCOW2_CAUSE_TAIL, image->size, v->length, &any, err);
+		if (!rc && v->resync == QCOW2_RESYNC_DATA)
+			rc = q2_data_file_resize(image, image->size, err);
 	}
 	return rc;
 }

@@ -85,6 +85,9 @@ static int write_edge(struct qcow2_image *image, uint64_t guest, q2_host host, b
 		low = 0;
 		high = g->cluster_size;
 	}
+	/* A data file ends with the disk: what lies behind it there is nobody's. */
+	if (g->external_data)
+		high = q2_min(high, q2_max(image->size, to) - guest);
 	/* Zeros around the bytes need not be written where the file has zeros already. */
 	bool zero = false;
 	if (virgin)

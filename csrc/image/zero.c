@@ -147,6 +147,43 @@ int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, s
 	return change_clusters(image, start, end, EMPTY, err);
 }
 
+/* What the entries of L1 entry `index` hold is let go of, and the table with them. */
+static int unmap_table(struct qcow2_image *image, uint64_t index, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct q2_geometry *g = &meta->geo;
+	uint64_t guest = index << (g->cluster_bits + g->l2_bits);
+	int rc = q2_edit_begin(image, err);
+	for (uint64_t end = guest + (1ull << (g->cluster_bits + g->l2_bits)); !rc && guest < end;
+	     guest += g->cluster_size) {
+		uint64_t word, bitmap;
+		q2_host at;
+		rc = q2_map_entry(&image->map, q2_guest_at(guest), &word, &bitmap, &at, err);
+		struct q2_entry old = rc ? (struct q2_entry){0} : q2_entry_decode(g, word, bitmap);
+		if (!rc && old.has_host)
+			rc = q2_link_release(&image->map, &old, err);
+		if (!rc && old.has_host && g->external_data)
+			rc = punch_later(image, guest, g->cluster_size, err);
+	}
+	if (!rc)
+		rc = q2_link_drop_table(&image->map, index, err);
+	meta->punch_freed = true;
+	return rc ? q2_commit_fail(meta, rc, err) : 0;
+}
+
+int q2_unmap_tables(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	unsigned bits = g->cluster_bits + g->l2_bits;
+	/* The table that `start` lies in has entries before it; one that the disk ended in has none behind its end. */
+	uint64_t first = q2_div_up(start, 1ull << bits), tables = q2_div_up(end, 1ull << bits);
+	int rc = q2_unmap_clusters(image, start, q2_min(end, first << bits), err);
+	for (uint64_t i = first; i < tables && !rc; i++)
+		if (image->map.l1[i] & Q2_OFFSET_MASK)
+			rc = unmap_table(image, i, err);
+	return rc;
+}
+
 /* Sets the zero bits of subclusters [from, to) inside one cluster. needs: extended L2, not compressed, the
  * cluster unallocated or ours alone. */
 static int zero_subclusters(struct qcow2_image *image, uint64_t from, uint64_t to, struct qcow2_error *err)
@@ -209,12 +246,6 @@ static int zero_raw_data(struct qcow2_image *image, uint64_t offset, uint64_t le
 	return rc;
 }
 
-static bool is_raw_data(const struct qcow2_image *image)
-{
-	return image->meta.geo.external_data &&
-	       (image->meta.header.autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW);
-}
-
 static int check_range(const struct qcow2_image *image, uint64_t offset, uint64_t length,
 		       struct qcow2_error *err)
 {
@@ -236,7 +267,7 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 		rc = q2_track_mark(image, offset, length, err);
 	if (rc || !length)
 		return rc ? q2_image_blame(image, rc, err) : 0;
-	if (image->raw || is_raw_data(image)) {
+	if (image->raw || q2_data_file_is_raw(image)) {
 		rc = zero_raw_data(image, offset, length, err);
 		return rc ? q2_image_blame(image, rc, err) : 0;
 	}
@@ -274,7 +305,7 @@ int qcow2_image_discard(struct qcow2_image *image, uint64_t offset, uint64_t len
 		rc = q2_track_mark(image, offset, length, err);
 	if (rc || !length)
 		return rc ? q2_image_blame(image, rc, err) : 0;
-	if (image->raw || is_raw_data(image)) {
+	if (image->raw || q2_data_file_is_raw(image)) {
 		rc = zero_raw_data(image, offset, length, err);
 		return rc ? q2_image_blame(image, rc, err) : 0;
 	}

@@ -60,6 +60,19 @@ int q2_link_table(struct q2_map *map, q2_guest address, struct qcow2_error *err)
 	return 0;
 }
 
+int q2_link_drop_table(struct q2_map *map, uint64_t index, struct qcow2_error *err)
+{
+	uint64_t at = map->l1[index] & Q2_OFFSET_MASK;
+	int rc = q2_commit_l1(map->meta, index, 0, err);
+	if (!rc)
+		rc = q2_alloc_release(map->meta, at >> map->meta->geo.cluster_bits, 1, err);
+	if (rc)
+		return rc;
+	map->l1[index] = 0;
+	map->meta->cache.changes++; /* what was found in the table holds no longer */
+	return 0;
+}
+
 int q2_link_edit(struct q2_map *map, q2_guest cluster, uint8_t **entry, uint32_t *left,
 		 struct qcow2_error *err)
 {

@@ -24,6 +24,9 @@ int q2_link_table(struct q2_map *map, q2_guest address, struct qcow2_error *err)
 int q2_link_edit(struct q2_map *map, q2_guest cluster, uint8_t **entry, uint32_t *left,
 		 struct qcow2_error *err);
 
+/* L1 entry `index` has no table any more. needs: what the table's entries held was let go of. */
+int q2_link_drop_table(struct q2_map *map, uint64_t index, struct qcow2_error *err);
+
 /* Refuses host clusters that an entry calls data though they are live metadata (`corrupt`). */
 int q2_link_check(const struct q2_meta *meta, uint64_t first, uint64_t count, struct qcow2_error *err);
 

@@ -28,7 +28,10 @@ local left = {
   ["an entry for another place in the data file"] = { { "data-file-offset" } },
   ["an entry between two clusters of the data file"] = { { "data-unaligned" } },
   ["an emptied overlay whose data file still has data"] = { { "data-file-stale" }, { "data-file-stale" } },
+  ["a discard of guest cluster 0 that was cut off before its punch"] = { { "data-file-stale" }, { "data-file-stale" } },
+  ["a short data file"] = { { "data-file-short" }, { "data-file-short" } },
   ["a long data file"] = { { "data-file-long" }, { "data-file-long" } },
+  ["a raw data file that goes on behind the disk's end"] = { { "data-file-long" }, { "data-file-long" } },
   ["a data file that is gone"] = { { "data-file-unseen" }, { "data-file-unseen" } },
   ["a snapshot whose L1 table lies between two clusters"] = { { "snapshot-l1-unaligned", "leak" } },
   ["a snapshot whose L1 table lies behind the end of the file"] = { { "l1-outside", "leak" } },
@@ -39,7 +42,7 @@ local left = {
 }
 
 -- What the guest reads there is what was lost: the repair brings it back.
-local BROUGHT_BACK = "COPIED lost for guest cluster 0 of the data file"
+local BROUGHT_BACK = "COPIED lost for guest cluster 0 of a raw data file"
 
 local function words(list)
   table.sort(list)

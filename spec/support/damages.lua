@@ -7,6 +7,8 @@ local sh = require "spec.support.sh"
 
 local COPIED, COMPRESSED = 1 << 63, 1 << 62
 local CLUSTER = 65536
+local DISK = 1 << 20 -- what forge makes
+local RAW = 2 -- the autoclear bit of a raw external data file
 
 -- Where things lie in what `two` makes: header, refcount table, refcount block, L1, L2, two data clusters.
 local L1, L2, DATA = 3 * CLUSTER, 4 * CLUSTER, 5 * CLUSTER
@@ -216,10 +218,16 @@ local damages = {
     local at = external(path)
     poke.flip(path, at.l2[0] + 8, COPIED)
   end, { ["copied-data"] = 1 }, 2 },
-  { "COPIED lost for guest cluster 0 of the data file", function(path)
+  { "COPIED lost for guest cluster 0 of a raw data file", function(path)
     local at = external(path)
+    poke.u64(path, 88, RAW)
+    poke.truncate(path .. ".data", DISK)
     poke.flip(path, at.l2[0], COPIED)
   end, { ["data-file-lost"] = 1 }, 0, 2 },
+  { "a discard of guest cluster 0 that was cut off before its punch", function(path)
+    local at = external(path)
+    poke.flip(path, at.l2[0], COPIED)
+  end, { ["data-file-stale"] = 1 }, 0 },
   { "an emptied overlay whose data file still has data", function(path)
     local at = external(path, { backing_file = "nothing.raw", backing_format = "raw" })
     sh.spit(path:match("^(.*/)") .. "nothing.raw", "")
@@ -229,6 +237,16 @@ local damages = {
     external(path)
     poke.truncate(path .. ".data", 2 * CLUSTER + 5)
   end, { ["data-file-short"] = 1 }, 0 },
+  { "a short raw data file", function(path)
+    external(path)
+    poke.u64(path, 88, RAW)
+    poke.truncate(path .. ".data", 2 * CLUSTER + 5)
+  end, { ["data-file-short"] = 1 }, 0 },
+  { "a raw data file that goes on behind the disk's end", function(path)
+    external(path)
+    poke.u64(path, 88, RAW)
+    poke.truncate(path .. ".data", DISK + 1)
+  end, { ["data-file-long"] = 1 }, 0 },
   { "a long data file", function(path)
     external(path)
     poke.truncate(path .. ".data", 4 << 20)
