@@ -39,11 +39,10 @@ static void send_units(struct qcow2_job *job, uint64_t deadline)
 		/* A record may be left by something that was got over: only the code says that it failed. */
 		if (unit && job->ops->fill(job, unit, deadline, &worth, &err))
 			job->failure = err;
-		/* A failure of the listing lies behind what was listed, one of the sending before it. */
-		if (worth && q2_pool_submit(job->pool, &err))
-			job->failure = err;
-		if (worth)
+		if (worth) {
+			q2_pool_submit(job->pool);
 			job->sent += job->weight;
+		}
 		if (q2_host_now() >= deadline)
 			return;
 		if (!unit)

@@ -32,6 +32,7 @@ struct q2_pool {
 	unsigned threads; /* allowed */
 	unsigned started;
 	struct worker *workers;
+	void *alone; /* the job's struct for the coordinator, for want of threads */
 	size_t ring; /* units in the ring: unit n lies in slot n % ring */
 	uint8_t *units;
 
@@ -68,6 +69,23 @@ static void keep_stop(struct q2_pool *pool, uint64_t number, int code, const str
 	pool->stop_error = *err;
 }
 
+/* Runs the next unit. needs: the lock, a unit that is not taken. */
+static void run_next(struct q2_pool *pool, void *own)
+{
+	uint64_t number = pool->taken++;
+	pool->states[number % pool->ring] = BUSY;
+	if (!q2_pool_unwanted(pool, number)) {
+		struct qcow2_error err = {0};
+		pthread_mutex_unlock(&pool->lock);
+		int code = pool->work.run(pool->job, own, unit_at(pool, number), number, &err);
+		pthread_mutex_lock(&pool->lock);
+		if (code)
+			keep_stop(pool, number, code, &err);
+	}
+	pool->states[number % pool->ring] = FREE;
+	pool->finished++;
+}
+
 static void *worker_main(void *argument)
 {
 	struct worker *worker = argument;
@@ -81,19 +99,7 @@ static void *worker_main(void *argument)
 		}
 		if (pool->ending)
 			break;
-		uint64_t number = pool->taken++;
-		pool->states[number % pool->ring] = BUSY;
-		if (!q2_pool_unwanted(pool, number)) {
-			struct qcow2_error err = {0};
-			pthread_mutex_unlock(&pool->lock);
-			int code =
-				pool->work.run(pool->job, worker->own, unit_at(pool, number), number, &err);
-			pthread_mutex_lock(&pool->lock);
-			if (code)
-				keep_stop(pool, number, code, &err);
-		}
-		pool->states[number % pool->ring] = FREE;
-		pool->finished++;
+		run_next(pool, worker->own);
 		/* Nothing that the coordinator waits for becomes true before: see has_room, has_ended. */
 		if (pool->submitted - pool->finished <= pool->ring / 2)
 			pthread_cond_signal(&pool->done);
@@ -102,26 +108,35 @@ static void *worker_main(void *argument)
 	return NULL;
 }
 
-static int start_worker(struct q2_pool *pool)
+/* A thread more, if the system gives one. */
+static void start_worker(struct q2_pool *pool)
 {
 	struct worker *worker = &pool->workers[pool->started];
 	sigset_t all, before;
 	worker->pool = pool;
 	worker->own = q2_new(1, pool->work.worker_size);
 	if (!worker->own)
-		return ENOMEM;
+		return;
 	/* The host program's signals are its own business: a new thread inherits the mask. */
 	sigfillset(&all);
 	pthread_sigmask(SIG_SETMASK, &all, &before);
 	int os_errno = pthread_create(&worker->thread, NULL, worker_main, worker);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
-	if (os_errno) {
-		free(worker->own);
-		worker->own = NULL;
-		return os_errno;
+	if (!os_errno) {
+		pool->started++;
+		return;
 	}
-	pool->started++;
-	return 0;
+	free(worker->own);
+	worker->own = NULL;
+}
+
+/* Without a thread the coordinator does what there is. */
+static void work_alone(struct q2_pool *pool)
+{
+	pthread_mutex_lock(&pool->lock);
+	while (pool->taken < pool->submitted)
+		run_next(pool, pool->alone);
+	pthread_mutex_unlock(&pool->lock);
 }
 
 int q2_pool_new(const struct q2_pool_work *work, void *job, unsigned threads, struct q2_pool **out,
@@ -147,7 +162,8 @@ int q2_pool_new(const struct q2_pool_work *work, void *job, unsigned threads, st
 	pool->workers = q2_new(pool->threads, sizeof *pool->workers);
 	pool->states = q2_new(pool->ring, 1);
 	pool->units = q2_new(pool->ring, work->unit_size);
-	if (!pool->workers || !pool->states || !pool->units) {
+	pool->alone = q2_new(1, work->worker_size);
+	if (!pool->workers || !pool->states || !pool->units || !pool->alone) {
 		q2_pool_free(pool);
 		return q2_error_nomem(err);
 	}
@@ -170,6 +186,9 @@ void q2_pool_free(struct q2_pool *pool)
 		pool->work.end_worker(pool->workers[i].own);
 		free(pool->workers[i].own);
 	}
+	if (pool->alone)
+		pool->work.end_worker(pool->alone);
+	free(pool->alone);
 	pthread_cond_destroy(&pool->done);
 	pthread_cond_destroy(&pool->ready);
 	pthread_mutex_destroy(&pool->lock);
@@ -187,7 +206,7 @@ void *q2_pool_room(struct q2_pool *pool)
 	return is_free ? unit_at(pool, pool->submitted) : NULL;
 }
 
-int q2_pool_submit(struct q2_pool *pool, struct qcow2_error *err)
+void q2_pool_submit(struct q2_pool *pool)
 {
 	pthread_mutex_lock(&pool->lock);
 	pool->states[pool->submitted % pool->ring] = READY;
@@ -195,13 +214,11 @@ int q2_pool_submit(struct q2_pool *pool, struct qcow2_error *err)
 	bool helpless = pool->submitted - pool->taken > pool->waiting;
 	pthread_cond_signal(&pool->ready);
 	pthread_mutex_unlock(&pool->lock);
-	if (!helpless || pool->started == pool->threads)
-		return 0;
-	int os_errno = start_worker(pool);
 	/* Fewer hands than hoped for do the work too. */
-	if (os_errno && !pool->started)
-		return q2_error_os(err, os_errno, Q2_NO_OFFSET, "Could not start a thread");
-	return 0;
+	if (helpless && pool->started < pool->threads)
+		start_worker(pool);
+	if (!pool->started)
+		work_alone(pool);
 }
 
 static bool has_room(const struct q2_pool *pool)

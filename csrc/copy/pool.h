@@ -2,10 +2,10 @@
  * Worker threads for stepped jobs: units of work go out in order, run at the same time, and the earliest
  * one that stops the job decides.
  *
- * The *coordinator* is the caller's thread: it alone fills units and asks for verdicts, and nothing runs on
- * it that belongs to a worker. Units are numbered from 0 in the order they are submitted. When unit n fails,
- * all before it still run to their end and those after it are dropped: so the failure that is reported is
- * always the first in order, whatever the number of threads. */
+ * The *coordinator* is the caller's thread: it alone fills units and asks for verdicts. Where the system gives no
+ * thread at all it also runs each unit, as it submits it. Units are numbered from 0 in the order they are
+ * submitted. When unit n fails, all before it still run to their end and those after it are dropped: so the
+ * failure that is reported is always the first in order, whatever the number of threads. */
 #ifndef Q2_COPY_POOL_H
 #define Q2_COPY_POOL_H
 
@@ -20,7 +20,7 @@ struct q2_pool;
 struct q2_pool_work {
 	size_t unit_size, worker_size;
 	/*
-	 * Runs in a worker thread. gives: 0; > 0: stops the job without a failure; < 0: fails it. Long units
+	 * Runs in a worker thread, or in the coordinator. gives: 0; > 0: stops the job without a failure; < 0: fails it. Long units
 	 * ask q2_pool_unwanted now and then and return 0 when it says so.
 	 */
 	int (*run)(void *job, void *worker, void *unit, uint64_t number, struct qcow2_error *err);
@@ -39,7 +39,7 @@ void q2_pool_free(struct q2_pool *pool);
 void *q2_pool_room(struct q2_pool *pool);
 
 /* Sends the unit that q2_pool_room gave. */
-int q2_pool_submit(struct q2_pool *pool, struct qcow2_error *err);
+void q2_pool_submit(struct q2_pool *pool);
 
 /* Sleeps until there is room for several units, or `deadline` (of q2_host_now). After a stop all units are
  * soon free. */

@@ -38,4 +38,15 @@ function cc.program(name, wraps)
   return target
 end
 
+--- Compiles spec/support/<name>.c into a shared object to be loaded before a program. gives: its path.
+function cc.shared(name)
+  local target = ("%s/test/%s.so"):format(sh.build(), name)
+  local temporary = ("%s.%06x"):format(target, math.random(0, 0xffffff))
+  sh.check { "mkdir", "-p", sh.build() .. "/test" }
+  sh.check { build_flags():match("^%S+"), "-std=c11", "-D_GNU_SOURCE", "-O1", "-fPIC", "-shared", "-Wall", "-Wextra",
+    "-Werror", "-o", temporary, "spec/support/" .. name .. ".c", "-ldl" }
+  sh.check { "mv", temporary, target }
+  return target
+end
+
 return cc
