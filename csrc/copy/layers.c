@@ -10,12 +10,17 @@
 #include <inttypes.h>
 #include <string.h>
 
-/* A unit is a window of the disk aligned to its own length, which no cluster is longer than; or a run of zeros,
- * which the map deals with. */
-#define UNIT ((uint64_t)2 << 20)
+/* A unit is a window of the disk aligned to its own length, no shorter than a cluster: what is read of it is written
+ * while it is still in a processor's own cache. Or a run of zeros, which the map deals with. */
+#define UNIT ((uint64_t)512 << 10)
 #define ZERO_UNIT ((uint64_t)1 << 30)
 #define MAX_STRETCHES 128u
 #define CHUNK ((uint64_t)256 << 10)
+
+static uint64_t unit_of(const struct q2_layers *layers)
+{
+	return q2_max(UNIT, layers->target.image->raw ? 0 : layers->target.image->meta.geo.cluster_size);
+}
 
 struct unit {
 	size_t survey; /* 0: the disk */
@@ -23,11 +28,23 @@ struct unit {
 	struct q2_piece old[MAX_STRETCHES], new[MAX_STRETCHES]; /* in order, pairwise of the same bytes */
 };
 
+/* What is to be done to the target. */
+struct op {
+	enum { ZERO, WRITE, STREAM } kind;
+	unsigned flags;          /* ZERO: of enum qcow2_zero_flags */
+	uint64_t offset, length; /* STREAM: bytes of the stream */
+	const uint8_t *buf;
+};
+
 struct worker {
 	struct q2_reader old_reader, new_reader;
-	uint8_t *old, *new, *stream;
-	size_t room;
+	uint8_t *old;     /* the unit's bytes, from its window's start on */
+	uint8_t *new;     /* of a chunk */
+	uint8_t *streams; /* one behind the other */
+	size_t packed;    /* bytes of them */
 	struct q2_codec *codec;
+	struct q2_vec ops;    /* struct op, in the disk's order */
+	struct q2_vec places; /* see q2_target_place */
 };
 
 /* Surveys only compare; what is done with the disk itself is its kind's. */
@@ -60,60 +77,76 @@ bool q2_piece_same(const struct q2_piece *a, const struct q2_piece *b)
 	       same_store(a->store, b->store);
 }
 
-static int make_room(struct worker *worker, size_t length, struct qcow2_error *err)
+static int make_room(const struct q2_layers *layers, struct worker *worker, struct qcow2_error *err)
 {
-	if (worker->room >= length)
+	uint64_t unit = unit_of(layers);
+	if (!worker->old)
+		worker->old = q2_new_pages(unit);
+	if (!worker->new && (layers->grain || layers->surveys))
+		worker->new = q2_new_pages(q2_max(CHUNK, layers->grain));
+	if (!worker->streams && layers->compress)
+		worker->streams = q2_new_pages(unit);
+	bool all = worker->old && (worker->new || !(layers->grain || layers->surveys)) &&
+		   (worker->streams || !layers->compress);
+	return all ? 0 : q2_error_nomem(err);
+}
+
+static int add_op(struct worker *worker, struct op op, struct qcow2_error *err)
+{
+	struct op *last = worker->ops.count ? (struct op *)worker->ops.items + worker->ops.count - 1 : NULL;
+	if (last && op.kind != STREAM && last->kind == op.kind && last->flags == op.flags &&
+	    last->offset + last->length == op.offset &&
+	    (op.kind == ZERO || last->buf + last->length == op.buf)) {
+		last->length += op.length;
 		return 0;
-	free(worker->old);
-	free(worker->new);
-	worker->room = 0;
-	worker->old = q2_new_pages(length);
-	worker->new = q2_new_pages(length);
-	if (!worker->old || !worker->new)
+	}
+	struct op *new = q2_vec_push(&worker->ops, sizeof *new);
+	if (!new)
 		return q2_error_nomem(err);
-	worker->room = length;
+	*new = op;
 	return 0;
 }
 
-/* Writes one whole cluster as a stream; one that does not become smaller plainly. */
-static int write_compressed(struct q2_layers *layers, struct worker *worker, uint64_t offset,
-			    const uint8_t *buf, struct qcow2_error *err)
+/* One whole cluster becomes a stream; one that does not become smaller is written plainly. */
+static int add_compressed(struct q2_layers *layers, struct worker *worker, uint64_t offset, uint64_t length,
+			  const uint8_t *buf, struct qcow2_error *err)
 {
 	struct qcow2_image *image = layers->target.image;
 	uint32_t cluster = image->meta.geo.cluster_size;
+	uint8_t *stream = worker->streams + worker->packed;
 	size_t used = 0;
 	int rc = 0;
 	if (!worker->codec)
 		rc = q2_codec_new(image->meta.header.compression_type, &worker->codec, err);
-	if (!rc && !worker->stream && !(worker->stream = q2_new_pages(cluster)))
-		rc = q2_error_nomem(err);
 	if (!rc)
-		rc = q2_codec_compress(worker->codec, buf, cluster, worker->stream, cluster - 1, &used, err);
-	if (rc || !used)
-		return rc ? rc : q2_target_write(&layers->target, offset, buf, cluster, err);
-	return q2_target_stream(&layers->target, offset, worker->stream, (uint32_t)used, err);
+		rc = q2_codec_compress(worker->codec, buf, cluster, stream, cluster - 1, &used, err);
+	if (rc)
+		return rc;
+	worker->packed += used;
+	return used ? add_op(worker, (struct op){STREAM, 0, offset, used, stream}, err)
+		    : add_op(worker, (struct op){WRITE, 0, offset, length, buf}, err);
 }
 
-/* Writes bytes that differ. */
-static int write_run(struct q2_layers *layers, struct worker *worker, uint64_t offset, uint8_t *buf,
-		     uint64_t length, struct qcow2_error *err)
+/* Bytes that differ are to be written. */
+static int add_run(struct q2_layers *layers, struct worker *worker, uint64_t offset, uint8_t *buf,
+		   uint64_t length, struct qcow2_error *err)
 {
 	if (q2_zero_test(buf, length))
-		return q2_target_zero(&layers->target, offset, length, QCOW2_ZERO_OWN, err);
+		return add_op(worker, (struct op){ZERO, QCOW2_ZERO_OWN, offset, length, NULL}, err);
 	if (!layers->compress)
-		return q2_target_write(&layers->target, offset, buf, length, err);
+		return add_op(worker, (struct op){WRITE, 0, offset, length, buf}, err);
 	uint64_t cluster = layers->grain;
 	for (int rc; length;) {
 		uint64_t n = q2_min(cluster - offset % cluster, length);
 		bool last = offset + n == layers->size;
 		if (q2_zero_test(buf, n)) {
-			rc = q2_target_zero(&layers->target, offset, n, QCOW2_ZERO_OWN, err);
+			rc = add_op(worker, (struct op){ZERO, QCOW2_ZERO_OWN, offset, n, NULL}, err);
 		} else if (offset % cluster == 0 && (n == cluster || last)) {
-			/* The chunk's buffer reaches to the end of the cluster. */
+			/* The unit's buffer reaches to the end of the cluster. */
 			memset(buf + n, 0, cluster - n);
-			rc = write_compressed(layers, worker, offset, buf, err);
+			rc = add_compressed(layers, worker, offset, n, buf, err);
 		} else {
-			rc = q2_target_write(&layers->target, offset, buf, n, err);
+			rc = add_op(worker, (struct op){WRITE, 0, offset, n, buf}, err);
 		}
 		if (rc)
 			return rc;
@@ -137,9 +170,9 @@ static int refuse(const struct q2_layers *layers, const struct unit *unit, uint6
 		unit->survey, name, offset);
 }
 
-/* Compares the chunk grain by grain and writes what differs. */
+/* Compares the chunk, whose old bytes are `old`, grain by grain: what differs is to be written. */
 static int settle(struct q2_layers *layers, struct worker *worker, const struct unit *unit, uint64_t start,
-		  uint64_t length, struct qcow2_error *err)
+		  uint8_t *old, uint64_t length, struct qcow2_error *err)
 {
 	uint64_t grain = grain_of(layers);
 	for (uint64_t at = 0, run = 0; at < length; at += run) {
@@ -147,7 +180,7 @@ static int settle(struct q2_layers *layers, struct worker *worker, const struct 
 		run = 0;
 		while (at + run < length) {
 			uint64_t n = q2_min(grain - (start + at + run) % grain, length - at - run);
-			if (!memcmp(worker->old + at + run, worker->new + at + run, n)) {
+			if (!memcmp(old + at + run, worker->new + at + run, n)) {
 				if (!differing)
 					run += n;
 				break;
@@ -158,33 +191,35 @@ static int settle(struct q2_layers *layers, struct worker *worker, const struct 
 			continue;
 		if (unit->survey)
 			return refuse(layers, unit, start + at, err);
-		int rc = write_run(layers, worker, start + at, worker->old + at, differing, err);
+		int rc = add_run(layers, worker, start + at, old + at, differing, err);
 		if (rc)
 			return rc;
 	}
 	return 0;
 }
 
-static int move_chunk(struct q2_layers *layers, struct worker *worker, const struct unit *unit, size_t i,
+static int read_chunk(struct q2_layers *layers, struct worker *worker, const struct unit *unit, size_t i,
 		      uint64_t start, uint64_t length, struct qcow2_error *err)
 {
 	bool any_old = false, any_new = false, compare = compares(layers, unit);
-	int rc = make_room(worker, q2_max(length, CHUNK) + layers->grain, err);
-	if (!rc)
-		rc = q2_reader_fill(&worker->old_reader, unit->old + i, unit->count - i, start, length,
-				    worker->old, &any_old, err);
+	int rc = make_room(layers, worker, err);
+	if (rc)
+		return rc;
+	uint8_t *old = worker->old + start % unit_of(layers);
+	rc = q2_reader_fill(&worker->old_reader, unit->old + i, unit->count - i, start, length, old, &any_old,
+			    err);
 	if (!rc && compare)
 		rc = q2_reader_fill(&worker->new_reader, unit->new + i, unit->count - i, start, length,
 				    worker->new, &any_new, err);
 	if (rc || (compare && !any_old && !any_new))
 		return rc;
-	if (!compare)
-		return q2_target_write(&layers->target, start, worker->old, length, err);
 	if (!any_old)
-		memset(worker->old, 0, length);
+		memset(old, 0, length);
+	if (!compare)
+		return add_op(worker, (struct op){WRITE, 0, start, length, old}, err);
 	if (!any_new)
 		memset(worker->new, 0, length);
-	return settle(layers, worker, unit, start, length, err);
+	return settle(layers, worker, unit, start, old, length, err);
 }
 
 /* The next bytes to move together: from `start` in pair i on, through pairs that touch, to the next multiple of
@@ -219,11 +254,10 @@ static void forget(const struct q2_layers *layers, const struct q2_piece *piece,
 	}
 }
 
-static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
+/* Reads the unit and finds out what is to be written. */
+static int read_unit(struct q2_layers *layers, struct worker *worker, const struct unit *unit,
+		     uint64_t number, struct qcow2_error *err)
 {
-	struct q2_layers *layers = context;
-	struct worker *worker = own;
-	const struct unit *unit = what;
 	uint64_t at = 0;
 	int rc = 0;
 	for (size_t i = 0; i < unit->count && !rc;) {
@@ -234,19 +268,56 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 			break;
 		if (!compares(layers, unit) && q2_piece_is_zero(piece)) {
 			stop = piece->offset + piece->length;
-			rc = q2_target_zero(&layers->target, at, stop - at, QCOW2_ZERO_UNMAP, err);
+			rc = add_op(worker, (struct op){ZERO, QCOW2_ZERO_UNMAP, at, stop - at, NULL}, err);
 			i++;
 		} else {
 			size_t next;
 			stop = chunk_end(layers, unit, i, at, &next);
-			rc = move_chunk(layers, worker, unit, i, at, stop - at, err);
+			rc = read_chunk(layers, worker, unit, i, at, stop - at, err);
 			i = next;
 		}
 		if (!rc)
 			forget(layers, piece, unit->old + unit->count, at, stop);
-		q2_job_did(&layers->job, stop - at);
 		at = stop;
 	}
+	return rc;
+}
+
+/* needs: the unit entered. */
+static int do_ops(struct q2_layers *layers, struct worker *worker, struct qcow2_error *err)
+{
+	const struct op *op = worker->ops.items;
+	int rc = 0;
+	for (size_t i = 0; i < worker->ops.count && !rc; i++, op++) {
+		if (op->kind == ZERO)
+			rc = q2_target_zero(&layers->target, op->offset, op->length, op->flags, err);
+		else if (op->kind == STREAM)
+			rc = q2_target_stream(&layers->target, op->offset, op->buf, (uint32_t)op->length,
+					      err);
+		else
+			rc = q2_target_place(&layers->target, op->offset, op->buf, op->length,
+					     &worker->places, err);
+	}
+	return rc;
+}
+
+static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
+{
+	struct q2_layers *layers = context;
+	struct worker *worker = own;
+	const struct unit *unit = what;
+	struct qcow2_error late;
+	worker->ops.count = worker->packed = 0;
+	int rc = read_unit(layers, worker, unit, number, err);
+	/* In any case, so that the next unit has its turn. */
+	int entered = q2_target_enter(&layers->target, number, rc ? &late : err);
+	rc = rc ? rc : entered;
+	if (!rc && !q2_pool_unwanted(layers->job.pool, number))
+		rc = do_ops(layers, worker, err);
+	q2_target_leave(&layers->target);
+	rc = q2_target_finish(&layers->target, &worker->places, rc, err);
+	for (size_t i = 0; i < unit->count; i++)
+		q2_job_did(&layers->job, unit->old[i].length);
 	return rc;
 }
 
@@ -256,9 +327,11 @@ static void end_worker(void *own)
 	q2_reader_free(&worker->old_reader);
 	q2_reader_free(&worker->new_reader);
 	q2_codec_free(worker->codec);
+	q2_vec_free(&worker->ops);
+	q2_vec_free(&worker->places);
 	free(worker->old);
 	free(worker->new);
-	free(worker->stream);
+	free(worker->streams);
 }
 
 /* ---- the coordinator ------------------------------------------------------------------------ */
@@ -292,7 +365,8 @@ static int list(struct q2_layers *layers, struct unit *unit, uint64_t start, uin
 		} else {
 			bool zeros = !compares(layers, unit) && q2_piece_is_zero(&stretch.old);
 			if (!unit->count)
-				window = q2_min(q2_round_down(local, UNIT) + UNIT, end - start);
+				window = q2_min(q2_round_down(local, unit_of(layers)) + unit_of(layers),
+						end - start);
 			/* Long zeros go alone, beyond any window. */
 			uint64_t most = zeros && !unit->count ? ZERO_UNIT : window - local;
 			stretch.length = q2_min(stretch.length, most);
@@ -352,8 +426,7 @@ static void free_layers(struct qcow2_job *job)
 		qcow2_image_unref(layers->views[i]);
 	free(layers->views);
 	q2_vec_free(&layers->starts);
-	pthread_mutex_destroy(&layers->target.gate);
-	pthread_mutex_destroy(&layers->target.turn);
+	q2_target_destroy(&layers->target);
 	layers->ops->free(layers);
 }
 
@@ -363,9 +436,7 @@ void q2_layers_init(struct q2_layers *layers, const struct q2_layers_ops *ops, s
 {
 	layers->job.ops = &job_ops;
 	layers->ops = ops;
-	layers->target.image = target;
-	pthread_mutex_init(&layers->target.gate, NULL);
-	pthread_mutex_init(&layers->target.turn, NULL);
+	q2_target_init(&layers->target, target);
 }
 
 int q2_layers_survey(struct q2_layers *layers, struct qcow2_image *image, struct qcow2_error *err)

@@ -5,15 +5,61 @@
 #include "meta/link.h"
 #include "store/store.h"
 
-/* So many written bytes are worth a call that lets the host begin to write them down. */
+/* So many written bytes are worth a call that lets the system begin to write them down. */
 #define BEGIN_FLUSH ((uint64_t)16 << 20)
 
-/* How a stretch of the range is written. */
+/* After so many bytes the tables are looked at: far less than a quarter of the cache can hold changes of. */
+#define LOOK_EVERY ((uint64_t)64 << 20)
+
+void q2_target_init(struct q2_target *target, struct qcow2_image *image)
+{
+	target->image = image;
+	pthread_mutex_init(&target->gate, NULL);
+	pthread_mutex_init(&target->writer, NULL);
+	pthread_cond_init(&target->moved, NULL);
+}
+
+void q2_target_destroy(struct q2_target *target)
+{
+	pthread_cond_destroy(&target->moved);
+	pthread_mutex_destroy(&target->writer);
+	pthread_mutex_destroy(&target->gate);
+}
+
+int q2_target_enter(struct q2_target *target, uint64_t number, struct qcow2_error *err)
+{
+	struct q2_cache *cache = &target->image->meta.cache;
+	pthread_mutex_lock(&target->gate);
+	while (target->next != number)
+		pthread_cond_wait(&target->moved, &target->gate);
+	if (target->placed < LOOK_EVERY)
+		return 0;
+	target->placed = 0;
+	while (target->flying)
+		pthread_cond_wait(&target->moved, &target->gate);
+	return cache->dirty > cache->most / 4 ? q2_commit(&target->image->meta, err) : 0;
+}
+
+void q2_target_leave(struct q2_target *target)
+{
+	target->next++;
+	pthread_cond_broadcast(&target->moved);
+	pthread_mutex_unlock(&target->gate);
+}
+
+/* How a stretch of a range is written. */
 struct way {
 	uint64_t length; /* bytes of it */
 	bool direct;     /* to `host` of the data store, without the gate */
 	bool link;       /* direct, and then the entries have to name it */
 	uint64_t host;   /* bytes */
+};
+
+/* A stretch whose bytes are still to be written. */
+struct target_place {
+	struct way way;
+	uint64_t offset; /* of the disk */
+	const uint8_t *buf;
 };
 
 /* Whole clusters at `offset` that get a place of their own: as many as one free place has. */
@@ -117,55 +163,36 @@ static int finish_place(struct qcow2_image *image, uint64_t offset, const struct
 	return rc ? q2_commit_fail(&image->meta, rc, err) : 0;
 }
 
-static int write_some(struct q2_target *target, uint64_t offset, const uint8_t *buf, struct way *way,
-		      struct qcow2_error *err)
+int q2_target_place(struct q2_target *target, uint64_t offset, const uint8_t *buf, uint64_t length,
+		    struct q2_vec *places, struct qcow2_error *err)
 {
 	struct qcow2_image *image = target->image;
-	uint64_t length = way->length;
-	pthread_mutex_lock(&target->gate);
-	int rc = choose(image, offset, length, way, err);
-	if (!rc && !way->direct)
-		rc = qcow2_image_write(image, offset, buf, way->length, err);
-	struct qcow2_store *store = image->meta.data ? image->meta.data : image->store;
-	pthread_mutex_unlock(&target->gate);
-	if (rc || !way->direct)
-		return rc;
-	pthread_mutex_lock(&target->turn);
-	rc = qcow2_store_write(store, way->host, buf, way->length, err);
-	pthread_mutex_unlock(&target->turn);
-	pthread_mutex_lock(&target->gate);
-	rc = finish_place(image, offset, way, rc, err);
-	target->waiting += way->length;
-	bool many = target->waiting >= BEGIN_FLUSH;
-	if (many)
-		target->waiting = 0;
-	pthread_mutex_unlock(&target->gate);
-	/* The job ends with a flush: the disk may as well work beside it. */
-	if (many)
-		q2_store_begin_flush(store);
-	return rc;
-}
-
-int q2_target_write(struct q2_target *target, uint64_t offset, const uint8_t *buf, uint64_t length,
-		    struct qcow2_error *err)
-{
-	while (length) {
-		struct way way = {.length = length};
-		int rc = write_some(target, offset, buf, &way, err);
+	target->placed += length;
+	for (struct way way; length; offset += way.length, buf += way.length, length -= way.length) {
+		/* Room first: a place that was taken must not be lost. */
+		struct target_place *place = q2_vec_push(places, sizeof *place);
+		int rc = place ? choose(image, offset, length, &way, err) : q2_error_nomem(err);
+		if (!rc && way.direct) {
+			*place = (struct target_place){way, offset, buf};
+			target->flying += places->count == 1;
+			continue;
+		}
+		places->count -= place != NULL;
+		if (!rc)
+			rc = qcow2_image_write(image, offset, buf, way.length, err);
 		if (rc)
-			return q2_image_blame(target->image, rc, err);
-		offset += way.length;
-		buf += way.length;
-		length -= way.length;
+			return q2_image_blame(image, rc, err);
 	}
 	return 0;
 }
 
-/* Linked in memory before it is written, so no commit may come in between: all of it under the gate. */
-static int write_stream(struct qcow2_image *image, uint64_t offset, const uint8_t *stream, uint32_t length,
-			struct qcow2_error *err)
+/* Linked in memory before it is written, so no commit may come in between: all of it with the gate. */
+int q2_target_stream(struct q2_target *target, uint64_t offset, const uint8_t *stream, uint32_t length,
+		     struct qcow2_error *err)
 {
+	struct qcow2_image *image = target->image;
 	uint64_t host;
+	target->placed += image->meta.geo.cluster_size;
 	int rc = q2_edit_begin(image, err);
 	if (!rc)
 		rc = q2_track_mark(image, offset, q2_min(image->meta.geo.cluster_size, image->size - offset),
@@ -173,25 +200,58 @@ static int write_stream(struct qcow2_image *image, uint64_t offset, const uint8_
 	if (!rc)
 		rc = q2_compress_place(image, offset, length, &host, err);
 	if (rc)
-		return rc;
+		return q2_image_blame(image, rc, err);
 	rc = qcow2_store_write(q2_edit_data(image), host, stream, length, err);
-	return rc ? q2_commit_fail(&image->meta, rc, err) : 0;
-}
-
-int q2_target_stream(struct q2_target *target, uint64_t offset, const uint8_t *stream, uint32_t length,
-		     struct qcow2_error *err)
-{
-	pthread_mutex_lock(&target->gate);
-	int rc = write_stream(target->image, offset, stream, length, err);
-	pthread_mutex_unlock(&target->gate);
-	return rc ? q2_image_blame(target->image, rc, err) : 0;
+	return rc ? q2_image_blame(image, q2_commit_fail(&image->meta, rc, err), err) : 0;
 }
 
 int q2_target_zero(struct q2_target *target, uint64_t offset, uint64_t length, unsigned flags,
 		   struct qcow2_error *err)
 {
-	pthread_mutex_lock(&target->gate);
-	int rc = qcow2_image_zero(target->image, offset, length, flags, err);
-	pthread_mutex_unlock(&target->gate);
+	target->placed += length;
+	return qcow2_image_zero(target->image, offset, length, flags, err);
+}
+
+static int write_places(struct q2_target *target, const struct q2_vec *places, struct qcow2_error *err)
+{
+	struct qcow2_image *image = target->image;
+	struct qcow2_store *store = image->meta.data ? image->meta.data : image->store;
+	const struct target_place *place = places->items;
+	int rc = 0;
+	pthread_mutex_lock(&target->writer);
+	for (size_t i = 0; i < places->count && !rc; i++, place++)
+		rc = qcow2_store_write(store, place->way.host, place->buf, place->way.length, err);
+	pthread_mutex_unlock(&target->writer);
 	return rc;
+}
+
+int q2_target_finish(struct q2_target *target, struct q2_vec *places, int rc, struct qcow2_error *err)
+{
+	struct qcow2_image *image = target->image;
+	const struct target_place *list = places->items;
+	const bool failed = rc; /* then the record is complete */
+	uint64_t bytes = 0;
+	if (!places->count)
+		return rc;
+	if (!rc)
+		rc = write_places(target, places, err);
+	pthread_mutex_lock(&target->gate);
+	for (size_t i = 0; i < places->count; i++) {
+		int one = finish_place(image, list[i].offset, &list[i].way, rc, rc ? NULL : err);
+		rc = rc ? rc : one;
+		bytes += list[i].way.length;
+	}
+	places->count = 0;
+	target->flying--;
+	pthread_cond_broadcast(&target->moved);
+	target->waiting += bytes;
+	bool many = target->waiting >= BEGIN_FLUSH;
+	if (many)
+		target->waiting = 0;
+	struct qcow2_store *store = image->meta.data ? image->meta.data : image->store;
+	pthread_mutex_unlock(&target->gate);
+	/* The job ends with a flush: the disk may as well work beside it. */
+	if (many && !rc)
+		q2_store_begin_flush(store);
+	return rc && !failed ? q2_image_blame(image, rc, err) : rc;
 }

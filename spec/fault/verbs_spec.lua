@@ -172,7 +172,7 @@ local verbs = {
     { a = "sectors" } },
   ["verify --to-metadata"] = { DATA:format("off") .. "printf zz | dd of=d bs=1 seek=13000 conv=notrunc 2>/dev/null; ",
     { "verify", "--to-metadata", "a" }, { a = "sectors", d = "kept" } },
-  ["check --repair-kind of a data file"] = { DATA:format("off") .. "truncate -s 12k d; ",
+  ["check --repair-kind of a data file"] = { DATA:format("on") .. "truncate -s 12k d; ",
     { "check", "--repair-kind=data-file-short", "a" }, { a = "same" } },
   ["check -r leaks"] = { LEAKS, { "check", "-r", "leaks", "b" }, { b = "same" } },
   ["check -r all"] = { LEAKS .. "printf '\\0\\0' | dd of=b bs=1 seek=1032 conv=notrunc 2>/dev/null; ",
