@@ -87,15 +87,12 @@ static int grow(struct q2_cache *cache, uint32_t most)
 /* gives: the number of a slot that holds nothing. */
 static int empty_slot(struct q2_cache *cache, uint32_t *number)
 {
-	if (cache->used == cache->room && cache->room < cache->most) {
-		/* Without memory for a larger cache the one there is goes on working. */
-		if (grow(cache, cache->most) && cache->used == 0)
-			return QCOW2_E_NOMEM;
-	} else if (cache->used == cache->room && cache->dirty == cache->used) {
-		/* Nothing can leave: past the bound until the next commit. */
-		if (grow(cache, UINT32_MAX))
-			return QCOW2_E_NOMEM;
-	}
+	/* Past the bound only where nothing can leave, until the next commit. Without memory for a larger cache the one
+	 * there is goes on working. */
+	if (cache->used == cache->room && cache->room < cache->most)
+		(void)grow(cache, cache->most);
+	else if (cache->used == cache->room && cache->dirty == cache->used)
+		(void)grow(cache, UINT32_MAX);
 	if (cache->used < cache->room) {
 		/* Whole pages only where a slice is one: aligned small pieces would each cost a page. */
 		uint8_t *bytes = cache->slice < 4096 ? malloc(cache->slice) : q2_new_pages(cache->slice);
@@ -104,9 +101,9 @@ static int empty_slot(struct q2_cache *cache, uint32_t *number)
 			*number = cache->used++;
 			return 0;
 		}
-		if (cache->used == cache->dirty)
-			return QCOW2_E_NOMEM;
 	}
+	if (cache->dirty == cache->used)
+		return QCOW2_E_NOMEM;
 	for (;;) { /* ends: a clean slot exists, and the second time round none is recent */
 		uint32_t hand = cache->hand;
 		cache->hand = (hand + 1) % cache->used;
