@@ -26,14 +26,14 @@ static int l_open(lua_State *L)
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
-/* core.image_probe(store) -> "qcow2" | "raw" */
+/* core.image_probe(store) -> "qcow2" | "raw" | "unfinished" | another format's name */
 static int l_probe(lua_State *L)
 {
 	struct qcow2_error err;
-	bool is_qcow2;
-	if (qcow2_image_probe(q2_bind_self(L, 1, Q2_STORE_CLASS), &is_qcow2, &err))
+	const char *format;
+	if (qcow2_image_probe(q2_bind_self(L, 1, Q2_STORE_CLASS), &format, &err))
 		return q2_bind_fail(L, &err);
-	lua_pushstring(L, is_qcow2 ? "qcow2" : "raw");
+	lua_pushstring(L, format);
 	return 1;
 }
 

@@ -4,6 +4,7 @@
 #include "bind/bind.h"
 
 #include <dlfcn.h>
+#include <setjmp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,9 +13,27 @@ static struct {
 	char *(*readline)(const char *prompt);
 	void (*add_history)(const char *line);
 	char *(**complete)(const char *begun, int again); /* their variables */
+	int (**on_signal)(void);                          /* NULL where the library has none: libedit */
+	void (*forget_line)(void);
+	void (*restore_terminal)(void);
 	const char **word_breaks;
 	int *append_character;
 } editor;
+
+/* Where to go from a line that Ctrl-C ends, and the state whose program listens for it: by a hook, as interpreters do. */
+static jmp_buf given_up;
+static lua_State *asking;
+
+/* Called by the library, not by the system, after a signal came while it waited for a key. */
+static int end_line(void)
+{
+	if (lua_gethook(asking)) {
+		editor.forget_line();
+		editor.restore_terminal();
+		longjmp(given_up, 1);
+	}
+	return 0;
+}
 
 /* The words of the call that is under way, an array that ends with NULL: the libraries know no other way to hand
  * anything to a completion. */
@@ -50,6 +69,11 @@ static bool find_editor(void)
 	*(void **)&editor.complete = dlsym(library, "rl_completion_entry_function");
 	*(void **)&editor.word_breaks = dlsym(library, "rl_basic_word_break_characters");
 	*(void **)&editor.append_character = dlsym(library, "rl_completion_append_character");
+	*(void **)&editor.on_signal = dlsym(library, "rl_signal_event_hook");
+	*(void **)&editor.forget_line = dlsym(library, "rl_free_line_state");
+	*(void **)&editor.restore_terminal = dlsym(library, "rl_cleanup_after_signal");
+	if (!editor.forget_line || !editor.restore_terminal)
+		editor.on_signal = NULL;
 	if (editor.readline && editor.add_history && editor.complete && editor.word_breaks &&
 	    editor.append_character)
 		return true;
@@ -60,7 +84,7 @@ static bool find_editor(void)
 
 /*
  * core.read_line(prompt, words) -> the line without its end, nil at the end of the input; false when there is no
- * library for it. words: array of what the tabulator completes; dots and colons belong to words.
+ * library for it. A line that a signal ended is empty, and the caller's hook tells. words: array of what the tabulator completes; dots and colons belong to words.
  */
 static int l_read_line(lua_State *L)
 {
@@ -81,6 +105,15 @@ static int l_read_line(lua_State *L)
 	offered = words;
 	*editor.complete = next_word;
 	*editor.word_breaks = " \t\n\"'`=<>;,{}()[]+-*/%#&|~^";
+	asking = L;
+	if (editor.on_signal)
+		*editor.on_signal = end_line;
+	if (setjmp(given_up)) {
+		/* The hook raises as soon as Lua runs again. */
+		offered = NULL;
+		lua_pushliteral(L, "");
+		return 1;
+	}
 	char *line = editor.readline(prompt);
 	offered = NULL;
 	if (!line) {

@@ -27,6 +27,9 @@ struct __attribute__((packed)) mirror {
 
 int q2_header_parse(const uint8_t *bytes, size_t length, struct qcow2_header *header, struct qcow2_error *err)
 {
+	if (length >= 8 && q2_load32(bytes) == Q2_MAGIC_UNFINISHED)
+		return q2_error_set(err, QCOW2_E_FORMAT, 0,
+				    "Image is unfinished: what wrote it ended before all was in it");
 	if (length < 8 || q2_load32(bytes) != Q2_MAGIC)
 		return q2_error_set(err, QCOW2_E_FORMAT, 0, "Image is not in qcow2 format");
 	uint32_t version = q2_load32(bytes + 4);

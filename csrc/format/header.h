@@ -9,6 +9,8 @@
 #include "base/error.h"
 
 #define Q2_MAGIC 0x514649fbu /* "QFI\xfb" */
+/* In place of the magic while an image is being made, so that what a kill leaves is known for what it is: "QFI?". */
+#define Q2_MAGIC_UNFINISHED 0x5146493fu
 #define Q2_HEADER_V2 72u
 #define Q2_HEADER_V3 104u
 #define Q2_HEADER_FULL 112u /* what is written: up to compression_type, padded to 8 */

@@ -2,7 +2,8 @@
  * Making images: which options go together, the layout that follows from them, and the order of writes.
  *
  * The magic is written last, in the first 512 bytes, after everything else is on stable storage; what the
- * store held before loses its own first. So at no instant is a half-made image taken for one. */
+ * store held before loses its own first, and a mark of its own names what is unfinished. So at no instant is a
+ * half-made image taken for one, or for a raw disk. */
 #include "image/create.h"
 
 #include "base/be.h"
@@ -447,7 +448,12 @@ static int make_image(const struct q2_create *c, uint8_t *head, size_t head_leng
 	const struct qcow2_create_options *o = c->options;
 	/* Only the data's space is the user's to ask for; with a data file it is not here. */
 	enum qcow2_preallocation mode = c->data ? QCOW2_PREALLOCATION_OFF : o->preallocation;
+	/* First the mark that says what is in the making, last the magic. */
+	uint8_t mark[4];
+	q2_store32(mark, Q2_MAGIC_UNFINISHED);
 	int rc = extend(c->store, c->length, mode, err);
+	if (!rc)
+		rc = qcow2_store_write(c->store, 0, mark, sizeof mark, err);
 	if (!rc)
 		rc = q2_create_tables_write(c, err);
 	if (!rc && head_length > SECTOR)
@@ -457,7 +463,7 @@ static int make_image(const struct q2_create *c, uint8_t *head, size_t head_leng
 	if (rc)
 		return rc;
 	if (o->hidden) {
-		memset(head, 0, 4);
+		memcpy(head, mark, sizeof mark);
 		return qcow2_store_write(c->store, 0, head, q2_min(head_length, SECTOR), err);
 	}
 	rc = qcow2_store_write(c->store, 0, head, q2_min(head_length, SECTOR), err);
@@ -465,8 +471,7 @@ static int make_image(const struct q2_create *c, uint8_t *head, size_t head_leng
 		rc = qcow2_store_flush(c->store, err);
 	if (rc) {
 		/* Nobody shall take for an image what was answered with a failure; more cannot be done. */
-		static const uint8_t no_magic[SECTOR];
-		(void)qcow2_store_write(c->store, 0, no_magic, sizeof no_magic, NULL);
+		(void)qcow2_store_write(c->store, 0, mark, sizeof mark, NULL);
 	}
 	return rc;
 }

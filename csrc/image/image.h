@@ -128,8 +128,8 @@ int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, c
 		   uint64_t *host, uint64_t *got, struct qcow2_error *err);
 
 /*
- * A new image in the making is hidden: its magic is missing on disk, so that what is left of it after a kill looks
- * like no image, and barriers are left out, since nobody reads it before it is whole. Showing it writes the magic.
+ * A new image in the making is hidden: on disk it is marked unfinished in place of its magic, so that what is left of
+ * it after a kill is known for that, and barriers are left out, since nobody reads it before it is whole. Showing it writes the magic.
  */
 int q2_image_hide(struct qcow2_image *image, struct qcow2_error *err);
 int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err);

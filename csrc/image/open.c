@@ -3,6 +3,7 @@
 #include "base/be.h"
 #include "base/mem.h"
 #include "data/codec.h"
+#include "format/probe.h"
 #include "image/image.h"
 
 #include <inttypes.h>
@@ -19,12 +20,24 @@ int q2_image_blame(const struct qcow2_image *image, int code, struct qcow2_error
 	return q2_error_prefix(err, code, "%s", name);
 }
 
-int qcow2_image_probe(struct qcow2_store *store, bool *is_qcow2, struct qcow2_error *err)
+int qcow2_image_probe(struct qcow2_store *store, const char **format, struct qcow2_error *err)
 {
-	uint8_t magic[8];
-	int rc = qcow2_store_read(store, 0, magic, sizeof magic, err);
+	uint8_t bytes[Q2_PROBE_HEAD];
+	_Static_assert(Q2_PROBE_TAIL <= Q2_PROBE_HEAD, "one buffer serves both");
+	uint64_t length;
+	const char *found = NULL;
+	int rc = qcow2_store_length(store, &length, err);
+	size_t head = rc ? 0 : (size_t)q2_min(length, Q2_PROBE_HEAD);
 	if (!rc)
-		*is_qcow2 = q2_load32(magic) == Q2_MAGIC;
+		rc = qcow2_store_read(store, 0, bytes, head, err);
+	if (!rc)
+		found = q2_probe_head(bytes, head);
+	if (!rc && !found && length >= Q2_PROBE_TAIL) {
+		rc = qcow2_store_read(store, length - Q2_PROBE_TAIL, bytes, Q2_PROBE_TAIL, err);
+		found = rc ? NULL : q2_probe_tail(bytes);
+	}
+	if (!rc)
+		*format = found ? found : "raw";
 	return rc;
 }
 
@@ -105,7 +118,7 @@ static int open_header(struct qcow2_image *image, enum state state, struct qcow2
 	int rc = qcow2_store_length(image->store, &meta->file_length, err);
 	if (!rc)
 		rc = qcow2_store_read(image->store, 0, start, sizeof start, err);
-	if (!rc && state == HIDDEN && !q2_load32(start)) {
+	if (!rc && state == HIDDEN && q2_load32(start) == Q2_MAGIC_UNFINISHED) {
 		q2_store32(start, Q2_MAGIC);
 		meta->hidden = true;
 	}

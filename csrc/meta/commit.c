@@ -232,7 +232,7 @@ int q2_commit_start(struct q2_meta *meta, uint8_t *bytes, size_t length, struct 
 	if (rc)
 		return rc;
 	if (meta->hidden)
-		memset(bytes, 0, 4);
+		q2_store32(bytes, Q2_MAGIC_UNFINISHED);
 	rc = qcow2_store_write(meta->store, 0, bytes, length, err);
 	meta->unsynced = true;
 	if (!rc)

@@ -32,7 +32,7 @@ struct q2_meta {
 	/* ---- writing (alloc.c, commit.c); all zero while nothing was written ---- */
 	struct qcow2_store *data;       /* borrowed: the external data file, NULL without one */
 	bool lazy;                      /* dirty bit is on disk: refcount blocks may wait for the close */
-	bool hidden;                    /* a new image in the making: no magic on disk, no barriers */
+	bool hidden;                    /* a new image in the making: another magic on disk, no barriers */
 	bool unsynced, data_unsynced;   /* written since the last flush: image file, external data file */
 	uint64_t free_hint;             /* no cluster below it is free */
 	struct q2_guard guard;          /* invariant 6: clusters of live metadata */

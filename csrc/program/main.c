@@ -40,8 +40,13 @@ const char *__asan_default_options(void)
 }
 #endif
 
-/* Ctrl-C raises "interrupted!", as in the stand-alone interpreter, so that what is under way is undone. */
+/* Ctrl-C, a hangup and the wish of another program that we end raise "interrupted!", as in the stand-alone
+ * interpreter, so that what is under way is undone. */
+static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+enum { SIGNALS = sizeof signals / sizeof *signals };
+enum { INTERRUPTED = 130 }; /* what cli.main answers then */
 static lua_State *running;
+static volatile sig_atomic_t caught; /* the signal, 0: none */
 
 static void raise_interrupted(lua_State *L, lua_Debug *where)
 {
@@ -50,10 +55,49 @@ static void raise_interrupted(lua_State *L, lua_Debug *where)
 	luaL_error(L, "interrupted!");
 }
 
-static void on_interrupt(int number)
+static void on_signal(int number)
 {
-	signal(number, SIG_DFL); /* a second one ends the program */
+	caught = number;
 	lua_sethook(running, raise_interrupted, LUA_MASKCALL | LUA_MASKRET | LUA_MASKLINE | LUA_MASKCOUNT, 1);
+}
+
+/* A second one ends the program at once; a call that waits for the keyboard does not go on waiting. */
+static void listen_to(int number)
+{
+	struct sigaction action = {.sa_handler = on_signal, .sa_flags = (int)SA_RESETHAND};
+	sigemptyset(&action.sa_mask);
+	sigaction(number, &action, NULL);
+}
+
+/* Whoever started us with a signal ignored, as shells do with Ctrl-C for what runs behind a script and nohup with a
+ * hangup, wants it so. */
+static void listen_to_all(void)
+{
+	for (int i = 0; i < SIGNALS; i++) {
+		struct sigaction before;
+		if (!sigaction(signals[i], NULL, &before) && before.sa_handler != SIG_IGN)
+			listen_to(signals[i]);
+	}
+}
+
+/* qcow2.program.go_on() -> true after Ctrl-C, which is listened to again; false when the program has to end */
+static int go_on(lua_State *L)
+{
+	bool interrupt = caught == SIGINT;
+	if (interrupt) {
+		caught = 0;
+		listen_to(SIGINT);
+	}
+	lua_pushboolean(L, interrupt);
+	return 1;
+}
+
+static int open_program(lua_State *L)
+{
+	lua_newtable(L);
+	lua_pushcfunction(L, go_on);
+	lua_setfield(L, -2, "go_on");
+	return 1;
 }
 
 /* One string behind its length. gives: the string, *at behind it. */
@@ -123,6 +167,8 @@ static void set_search(lua_State *L)
 	luaL_getsubtable(L, LUA_REGISTRYINDEX, LUA_PRELOAD_TABLE);
 	lua_pushcfunction(L, luaopen_qcow2_core);
 	lua_setfield(L, -2, "qcow2.core");
+	lua_pushcfunction(L, open_program);
+	lua_setfield(L, -2, "qcow2.program");
 	lua_pop(L, 1);
 }
 
@@ -155,10 +201,7 @@ int main(int argc, char **argv)
 	if (!L)
 		return EXIT_FAILURE;
 	running = L;
-	/* Who started us with Ctrl-C ignored, as shells start what runs behind a script, wants it so. */
-	bool interruptible = signal(SIGINT, on_interrupt) != SIG_IGN;
-	if (!interruptible)
-		signal(SIGINT, SIG_IGN);
+	listen_to_all();
 	/* What the start makes is kept: to look for garbage in it costs as much as most commands do. cli.main turns the
 	 * collector on again. */
 	lua_gc(L, LUA_GCSTOP);
@@ -169,10 +212,12 @@ int main(int argc, char **argv)
 	int code = EXIT_FAILURE;
 	if (status == LUA_OK)
 		code = (int)lua_tointeger(L, -1);
+	else if (caught)
+		code = INTERRUPTED;
 	else
 		fprintf(stderr, "%s: %s\n", argv[0], lua_tostring(L, -1));
-	if (interruptible)
-		signal(SIGINT, SIG_DFL);
+	lua_sethook(L, NULL, 0, 0);
 	lua_close(L);
-	return code;
+	/* As shells tell of a program that a signal ended. */
+	return caught && code == INTERRUPTED ? 128 + caught : code;
 }

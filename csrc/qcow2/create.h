@@ -27,7 +27,7 @@ struct qcow2_create_options {
 	bool keep_data;               /* it has contents, which become the disk's: it is only read */
 	bool keep_holes;              /* with keep_data: map its holes too, else they become zero clusters */
 	bool nocow;                   /* ask the host for no copy-on-write; a host that knows none is fine */
-	bool hidden;                  /* leave the magic out, and flush nothing: a copy into it comes next */
+	bool hidden; /* leave it marked unfinished, and flush nothing: a copy into it comes next */
 };
 
 /* Refuses what contradicts itself or the limits, before anything is made. fails: `conflict`, `range`,

@@ -14,8 +14,12 @@ struct qcow2_header {
 
 struct qcow2_image;
 
-/* Does the store begin with qcow2's magic? */
-int qcow2_image_probe(struct qcow2_store *store, bool *is_qcow2, struct qcow2_error *err);
+/*
+ * The format of a store by its first bytes, or its last. gives: *format = "qcow2"; "unfinished" for what is left of an
+ * image whose making was cut off; "vmdk", "vdi", "vhdx", "vpc", "qed", "parallels", "qcow", "luks", "dmg", "bochs",
+ * "cloop" for formats that this library does not read, and which are no raw disks; else "raw".
+ */
+int qcow2_image_probe(struct qcow2_store *store, const char **format, struct qcow2_error *err);
 
 /*
  * Opens the qcow2 image in `store` (a reference is taken). Only the header cluster is read; tables are

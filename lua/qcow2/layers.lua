@@ -20,26 +20,39 @@ function layers.state_of(self)
   return debug.getuservalue(self, 1) or {}
 end
 
+-- The format that an image is opened in for want of a named one.
+local function probe(store, path, mode)
+  local format, message, kind, errno = core.image_probe(store)
+  if not format then
+    return nil, message, kind, errno
+  end
+  if format == "unfinished" then
+    return "qcow2" -- the core tells what it is
+  elseif format ~= "qcow2" and format ~= "raw" then
+    return nil, ("'%s' is in the format '%s', which cannot be read; name the format raw to take its bytes for the disk")
+      :format(references.escape(path), format), "unsupported"
+  elseif format == "raw" and mode == "rw" then
+    return nil, ("'%s' was taken for raw by probing; name its format to write to it"):format(path), "conflict"
+  end
+  return format
+end
+
 -- Opens one file as an image, attaching nothing. `probed` answers whether the format was a guess.
 function layers.open_one(path, mode, format, store_flags, damaged, hidden)
-  local store, message, kind, errno = core.store_file(path, store_flags)
+  local store <close>, message, kind, errno = core.store_file(path, store_flags)
   if not store then
     return nil, message, kind, errno
   end
   local probed = format == nil
   if probed then
-    format, message, kind, errno = core.image_probe(store)
+    format, message, kind, errno = probe(store, path, mode)
     if not format then
       return nil, message, kind, errno
-    end
-    if format == "raw" and mode == "rw" then
-      return nil, ("'%s' was taken for raw by probing; name its format to write to it"):format(path), "conflict"
     end
   end
   local self
   local device, inode = store:identity()
   self, message, kind, errno = core.image_open(store, format, damaged, hidden)
-  store:close()
   if not self then
     return nil, ("Could not open '%s': %s"):format(references.escape(path), message), kind, errno
   end

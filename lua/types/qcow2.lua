@@ -48,9 +48,10 @@ local qcow2 = {}
 ---@return integer? errno
 function qcow2.open(path, options) end
 
----"qcow2" or "raw", by the first bytes.
+---The format by the first bytes, and the last: "qcow2", "raw", "unfinished" for what is left of an image whose making
+---was cut off, or the name of a format that is not read and is no raw disk.
 ---@param path string
----@return "qcow2"|"raw"|nil format
+---@return "qcow2"|"raw"|"unfinished"|"vmdk"|"vdi"|"vhdx"|"vpc"|"qed"|"parallels"|"qcow"|"luks"|"dmg"|"bochs"|"cloop"|nil format
 ---@return string? message
 ---@return qcow2.kind? kind
 function qcow2.probe(path) end

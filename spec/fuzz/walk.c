@@ -283,7 +283,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	struct qcow2_error err;
 	struct qcow2_image *image;
 	uint64_t length, where = 0;
-	bool is_qcow2;
+	const char *format;
 
 	if (size < 1)
 		return 0;
@@ -295,12 +295,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
 	struct qcow2_store *store = store_of(data, size, spread);
 	REQUIRE(qcow2_store_length(store, &length, &err) == 0);
-	REQUIRE(qcow2_image_probe(store, &is_qcow2, &err) == 0);
+	REQUIRE(qcow2_image_probe(store, &format, &err) == 0);
 	int rc = qcow2_image_open(store, &image, &err);
 	if (rc) {
 		check_error(rc, &err);
 	} else {
-		REQUIRE(is_qcow2);
+		REQUIRE(!strcmp(format, "qcow2"));
 		if (!(mode & 128))
 			attach(image, data, size, spread, 0);
 		walk_names(image);

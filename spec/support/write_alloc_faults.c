@@ -79,7 +79,8 @@ int main(int argc, char **argv)
 			demand(rc, "the failure", &err);
 		failures++;
 		first_failure = 0;
-		demand(qcow2_image_write(image, (uint64_t)i * APART, bytes, LENGTH, &err), "afterwards", &err);
+		demand(qcow2_image_write(image, (uint64_t)i * APART, bytes, LENGTH, &err), "afterwards",
+		       &err);
 	}
 	first_failure = 0;
 	demand(qcow2_image_finish(image, &err), "finish", &err);

@@ -96,17 +96,35 @@ local function position_of(message)
   return type(message) == "string" and text.escape(message) or tostring(message)
 end
 
+local INTERRUPTED = {}
+
+-- What a chunk raised, as a sentence; INTERRUPTED when Ctrl-C was it.
+local function describe(raised)
+  if tostring(raised):find("interrupted!", 1, true) then
+    return INTERRUPTED
+  end
+  return position_of(raised)
+end
+
+-- After an interrupt: the shell listens for the next one and goes on, if it was Ctrl-C and not the wish that it ends.
+local function go_on()
+  local found, program = pcall(require, "qcow2.program")
+  if not found or not program.go_on() then
+    error("interrupted!", 0)
+  end
+end
+
 -- Runs a chunk and prints what it yields. false after a mistake, which has been reported.
 local function run_chunk(context, chunk)
-  local results = table.pack(xpcall(chunk, function(raised)
-    if tostring(raised):find("interrupted!", 1, true) then
-      return "interrupted"
-    end
-    return position_of(raised)
-  end))
+  local results = table.pack(xpcall(chunk, describe))
   if not results[1] then
     io.stdout:flush()
-    context:report(results[2])
+    if results[2] == INTERRUPTED then
+      go_on()
+      context:report("interrupted")
+    else
+      context:report(results[2])
+    end
     return false
   end
   -- Functions that may fail end their answer in nils when they did not.
@@ -121,22 +139,27 @@ local function run_chunk(context, chunk)
   return true
 end
 
+-- Names of the image in `img`, which may be closed by now or anything else.
+local function image_words(img, list)
+  for name in pairs(img) do
+    list[#list + 1] = "img." .. name
+  end
+  for name in pairs(qcow2._classes.image) do
+    list[#list + 1] = "img:" .. name .. "("
+  end
+  for _, name in ipairs({ "header", "extensions", "features", "l1", "refcount_table", "snapshots", "bitmaps" }) do
+    list[#list + 1] = "img." .. name
+  end
+end
+
 -- What the tabulator completes: names of the library and of the image, and what was set at the prompt.
 local function words(environment)
   local list = {}
   for name in pairs(qcow2) do
     list[#list + 1] = "qcow2." .. name
   end
-  if environment.img then
-    for name in pairs(qcow2._classes.image) do
-      list[#list + 1] = "img:" .. name .. "("
-    end
-    for name in pairs(environment.img) do
-      list[#list + 1] = "img." .. name
-    end
-    for _, name in ipairs({ "header", "extensions", "features", "l1", "refcount_table", "snapshots", "bitmaps" }) do
-      list[#list + 1] = "img." .. name
-    end
+  if type(environment.img) == "userdata" then
+    pcall(image_words, environment.img, list)
   end
   for name in next, environment do
     list[#list + 1] = name
@@ -161,28 +184,50 @@ local function read_chunks(context, environment, interactive)
     end
     return io.read("L")
   end
-  while true do
-    local line = ask("qcow2> ")
+  -- A line; nil at the end of the input, false when Ctrl-C ended it.
+  local function ask_or_not(prompt)
+    local asked, line = xpcall(ask, describe, prompt)
+    if asked then
+      return line
+    elseif line ~= INTERRUPTED then
+      error(line, 0)
+    end
+    go_on()
+    context:write("\n")
+    return false
+  end
+  -- The lines of one chunk and what it compiles to; nil at the end of the input, false when Ctrl-C ended it.
+  local function read_chunk()
+    local line = ask_or_not("qcow2> ")
     if not line then
-      break
+      return line
     end
     number = number + 1
     -- Empty lines in front make the line numbers of messages right.
     local code = ("\n"):rep(number - 1) .. line
     local chunk, message, incomplete = compile(code, "=stdin", environment)
     while not chunk and incomplete do
-      line = ask("    >> ")
-      if not line then
+      line = ask_or_not("    >> ")
+      if line == false then
+        return false
+      elseif not line then
         break
       end
       number = number + 1
       code = code .. line
       chunk, message, incomplete = compile(code, "=stdin", environment)
     end
-    if not chunk then
+    return code, chunk, message
+  end
+  while true do
+    local code, chunk, message = read_chunk()
+    if code == nil then
+      break
+    end
+    if code and not chunk then
       context:report(position_of(message))
     end
-    if not (chunk and run_chunk(context, chunk)) and not interactive then
+    if code and not (chunk and run_chunk(context, chunk)) and not interactive then
       return 1
     end
   end
