@@ -191,5 +191,5 @@ void q2_bind_open_amend(lua_State *L)
 					     {NULL, NULL}};
 	q2_bind_class(L, Q2_TASK_CLASS, methods, meta);
 	q2_bind_class(L, Q2_VERIFY_CLASS, verify_methods, meta);
-	luaL_setfuncs(L, functions, 0);
+	q2_bind_image_functions(L, functions);
 }

@@ -95,6 +95,28 @@ void q2_bind_set_bytes(lua_State *L, const char *name, struct qcow2_bytes bytes)
 	lua_setfield(L, -2, name);
 }
 
+/* Calls the function of its upvalue, unless a job holds the image. */
+static int guarded(lua_State *L)
+{
+	const struct q2_handle *handle = luaL_testudata(L, 1, Q2_IMAGE_CLASS);
+	if (handle && handle->object && qcow2_image_is_held(handle->object)) {
+		lua_pushnil(L);
+		lua_pushliteral(L, "The image is held by a job that has not ended");
+		lua_pushliteral(L, "conflict");
+		return 3;
+	}
+	return lua_tocfunction(L, lua_upvalueindex(1))(L);
+}
+
+void q2_bind_image_functions(lua_State *L, const luaL_Reg *functions)
+{
+	for (; functions->name; functions++) {
+		lua_pushcfunction(L, functions->func);
+		lua_pushcclosure(L, guarded, 1);
+		lua_setfield(L, -2, functions->name);
+	}
+}
+
 void q2_bind_class(lua_State *L, const char *class_name, const luaL_Reg *methods, const luaL_Reg *meta)
 {
 	luaL_newmetatable(L, class_name);

@@ -50,6 +50,12 @@ void q2_bind_set_integer(lua_State *L, const char *name, uint64_t value);
 void q2_bind_set_boolean(lua_State *L, const char *name, bool value);
 void q2_bind_set_bytes(lua_State *L, const char *name, struct qcow2_bytes bytes);
 
+/*
+ * Adds functions whose first argument is an image to the table on top. While a job holds the image they answer nil, a
+ * message and "conflict".
+ */
+void q2_bind_image_functions(lua_State *L, const luaL_Reg *functions);
+
 /* Registers a class: metatable with methods in __index, and metamethods (both NULL-ended). */
 void q2_bind_class(lua_State *L, const char *class_name, const luaL_Reg *methods, const luaL_Reg *meta);
 

@@ -78,7 +78,7 @@ void q2_bind_open_chain(lua_State *L)
 	static const luaL_Reg functions[] = {{"rebase", l_rebase}, {"commit", l_commit}, {NULL, NULL}};
 	luaL_getmetatable(L, Q2_IMAGE_CLASS);
 	lua_getfield(L, -1, "__index");
-	luaL_setfuncs(L, methods, 0);
+	q2_bind_image_functions(L, methods);
 	lua_pop(L, 2);
-	luaL_setfuncs(L, functions, 0);
+	q2_bind_image_functions(L, functions);
 }

@@ -220,6 +220,12 @@ static int l_close(lua_State *L)
 	return 1;
 }
 
+static int l_is_held(lua_State *L)
+{
+	lua_pushboolean(L, qcow2_image_is_held(self(L)));
+	return 1;
+}
+
 static int l_is_open(lua_State *L)
 {
 	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_IMAGE_CLASS);
@@ -233,20 +239,29 @@ void q2_bind_open_image(lua_State *L)
 		{"open_snapshot", l_open_snapshot},
 		{"attach_data", l_attach_data},
 		{"attach_backing", l_attach_backing},
+		{"read", l_read},
+		{"extent_batch", l_extent_batch},
+		{"is_preallocated", l_is_preallocated},
+		{NULL, NULL},
+	};
+	/* What no job's thread changes. */
+	static const luaL_Reg facts[] = {
 		{"attached", l_attached},
 		{"backing", l_backing},
 		{"disk_bytes", l_size},
 		{"file_lengths", l_file_lengths},
 		{"data_lengths", l_data_lengths},
-		{"read", l_read},
-		{"extent_batch", l_extent_batch},
-		{"is_preallocated", l_is_preallocated},
+		{"is_held", l_is_held},
 		{"is_open", l_is_open},
 		{"close", l_close},
 		{NULL, NULL},
 	};
 	static const luaL_Reg meta[] = {{"__gc", l_close}, {"__close", l_close}, {NULL, NULL}};
 	static const luaL_Reg functions[] = {{"image_open", l_open}, {"image_probe", l_probe}, {NULL, NULL}};
-	q2_bind_class(L, Q2_IMAGE_CLASS, methods, meta);
+	q2_bind_class(L, Q2_IMAGE_CLASS, facts, meta);
+	luaL_getmetatable(L, Q2_IMAGE_CLASS);
+	lua_getfield(L, -1, "__index");
+	q2_bind_image_functions(L, methods);
+	lua_pop(L, 2);
 	luaL_setfuncs(L, functions, 0);
 }

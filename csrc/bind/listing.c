@@ -261,6 +261,6 @@ void q2_bind_open_listing(lua_State *L)
 	};
 	luaL_getmetatable(L, Q2_IMAGE_CLASS);
 	lua_getfield(L, -1, "__index");
-	luaL_setfuncs(L, methods, 0);
+	q2_bind_image_functions(L, methods);
 	lua_pop(L, 2);
 }

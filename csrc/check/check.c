@@ -173,7 +173,9 @@ int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options 
 	check->threads = (unsigned)q2_min(check->threads, THREADS_MOST);
 	check->aliased = ALIASED_MOST;
 	pthread_mutex_init(&check->lock, NULL);
-	int rc = settle_image(image, err);
+	int rc = q2_hold_take(&check->hold, image, err);
+	if (!rc)
+		rc = settle_image(image, err);
 	if (!rc)
 		rc = prepare(check, err);
 	if (rc) {
@@ -205,6 +207,8 @@ int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total,
 		else if (q2_host_now() >= deadline)
 			break;
 	}
+	if (check->failure.code || check->pass == PASSES)
+		q2_hold_end(&check->hold);
 	if (check->failure.code) {
 		if (err)
 			*err = check->failure;
@@ -243,6 +247,7 @@ void qcow2_check_free(struct qcow2_check *check)
 	q2_vec_free(&check->l2);
 	q2_vec_free(&check->far_wrong);
 	pthread_mutex_destroy(&check->lock);
+	q2_hold_end(&check->hold);
 	qcow2_image_unref(check->image);
 	free(check);
 }

@@ -16,7 +16,7 @@
 #define Q2_CHECK_CHECK_H
 
 #include "check/census.h"
-#include "image/image.h"
+#include "image/hold.h"
 
 #include <pthread.h>
 
@@ -62,6 +62,7 @@ struct q2_hand {
 
 struct qcow2_check {
 	struct qcow2_image *image; /* a reference */
+	struct q2_hold hold;       /* of the image, until the last step */
 	struct qcow2_store *store;
 	const struct qcow2_header *header;
 	const struct q2_geometry *geo;

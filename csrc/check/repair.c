@@ -357,6 +357,9 @@ int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBL
 		     struct qcow2_repair **out, struct qcow2_error *err)
 {
 	int rc = refuse(check, wanted, err);
+	if (!rc && q2_view_is_held(check->image, Q2_EVERY_VIEW))
+		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				  "A job that has not ended reads a snapshot of the image");
 	if (rc)
 		return q2_image_blame(check->image, rc, err);
 	struct qcow2_repair *repair = q2_new(1, sizeof *repair);
@@ -376,7 +379,9 @@ int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBL
 	repair->cursor = check->report.sum.incomplete ? repair->file_clusters : 1;
 	repair->copied.most = check->report.most;
 	repair->total = 3 * ((uint64_t)check->l2.count << check->geo->cluster_bits);
-	rc = prepare(repair, err);
+	rc = q2_hold_take(&repair->hold, repair->image, err);
+	if (!rc)
+		rc = prepare(repair, err);
 	if (rc) {
 		qcow2_repair_free(repair);
 		return rc;
@@ -406,6 +411,8 @@ int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *tot
 		if (q2_host_now() >= deadline)
 			break;
 	}
+	if (repair->failure.code || repair->pass == PASSES)
+		q2_hold_end(&repair->hold);
 	if (repair->failure.code) {
 		if (err)
 			*err = repair->failure;
@@ -445,6 +452,7 @@ void qcow2_repair_free(struct qcow2_repair *repair)
 	free(repair->l2_fresh);
 	free(repair->buffer);
 	free(repair->table);
+	q2_hold_end(&repair->hold);
 	free(repair);
 }
 

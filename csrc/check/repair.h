@@ -109,6 +109,7 @@ struct qcow2_repair {
 	size_t position;
 	uint64_t done, total;
 	struct qcow2_error failure;
+	struct q2_hold hold; /* of the image, until the last step */
 };
 
 static inline bool q2_repair_wants(const struct qcow2_repair *repair, enum qcow2_problem problem)

@@ -128,7 +128,9 @@ int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
 	commit->depth = depth;
 	commit->keep = options->keep;
 	commit->layers.emptied = options->keep ? NULL : overlay->store;
-	rc = survey(commit, err);
+	rc = q2_hold_take(&commit->layers.job.hold, overlay, err);
+	if (!rc)
+		rc = survey(commit, err);
 	if (!rc)
 		rc = q2_source_init(&commit->disk, &overlay, 1, false, err);
 	if (!rc)

@@ -246,7 +246,11 @@ int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict,
 	compare->job.ops = &ops;
 	compare->strict = strict;
 	compare->offset = UINT64_MAX;
-	int rc = q2_source_init(&compare->sources[0], &a, 1, false, err);
+	int rc = q2_hold_take(&compare->job.hold, a, err);
+	if (!rc)
+		rc = q2_hold_take(&compare->job.hold, b, err);
+	if (!rc)
+		rc = q2_source_init(&compare->sources[0], &a, 1, false, err);
 	if (!rc)
 		rc = q2_source_init(&compare->sources[1], &b, 1, false, err);
 	if (!rc)

@@ -185,7 +185,11 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 	copy->bitmaps = options->bitmaps && count == 1;
 	copy->is_zero = !options->target_exists || options->target_is_zero;
 	copy->has_backing = options->target_exists ? options->target_backing : !!target->backing_name.data;
-	int rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
+	int rc = q2_hold_take(&copy->job.hold, target, err);
+	for (size_t i = 0; i < count && !rc; i++)
+		rc = q2_hold_take(&copy->job.hold, sources[i], err);
+	if (!rc)
+		rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
 	if (!rc && options->length)
 		rc = q2_source_cut(&copy->source, options->start, options->length, err);
 	copy->is_overlay = !rc && count == 1 && copy->source.images[0]->backing;

@@ -209,7 +209,11 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
 		return q2_error_nomem(err);
 	copy->job.ops = &ops;
 	copy->salvage = options->salvage;
-	int rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
+	int rc = 0;
+	for (size_t i = 0; i < count && !rc; i++)
+		rc = q2_hold_take(&copy->job.hold, sources[i], err);
+	if (!rc)
+		rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
 	if (!rc && options->length)
 		rc = q2_source_cut(&copy->source, options->start, options->length, err);
 	if (!rc)

@@ -65,6 +65,7 @@ static void conclude(struct qcow2_job *job)
 	if (!job->failure.code && job->ops->finish(job, stopped, &what, &err))
 		job->failure = err;
 	job->phase = job->failure.code ? Q2_JOB_FAILED : Q2_JOB_DONE;
+	q2_hold_end(&job->hold);
 }
 
 int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struct qcow2_error *err)
@@ -93,5 +94,6 @@ void qcow2_job_free(struct qcow2_job *job)
 	if (!job)
 		return;
 	q2_pool_free(job->pool);
+	q2_hold_end(&job->hold);
 	job->ops->free(job);
 }

@@ -4,6 +4,7 @@
 #define Q2_COPY_JOB_H
 
 #include "copy/pool.h"
+#include "image/hold.h"
 
 #include <stdatomic.h>
 
@@ -27,6 +28,7 @@ enum q2_phase { Q2_JOB_RUNNING, Q2_JOB_DONE, Q2_JOB_FAILED };
 struct qcow2_job {
 	const struct q2_job_ops *ops;
 	struct q2_pool *pool; /* NULL once all is done */
+	struct q2_hold hold;  /* of all images that the job reads or writes, while it is running */
 	enum q2_phase phase;
 	uint64_t position, end; /* bytes of the disk: listed so far, in all */
 	bool listed;            /* nothing more will be sent, wherever the position is */

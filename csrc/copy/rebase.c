@@ -149,7 +149,11 @@ int qcow2_rebase_new(struct qcow2_image *overlay, struct qcow2_image *backing,
 	layers->grain = options->compress ? g->cluster_size : 1u << g->subcluster_bits;
 	if (backing)
 		rebase->backing = qcow2_image_ref(backing);
-	rc = keep(options->name, &rebase->name, &rebase->name_length, err);
+	rc = q2_hold_take(&layers->job.hold, overlay, err);
+	if (!rc && backing)
+		rc = q2_hold_take(&layers->job.hold, backing, err);
+	if (!rc)
+		rc = keep(options->name, &rebase->name, &rebase->name_length, err);
 	if (!rc)
 		rc = keep(options->format, &rebase->format, &rebase->format_length, err);
 	if (!rc && overlay->backing)

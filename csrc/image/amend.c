@@ -313,9 +313,5 @@ int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options 
 		rc = q2_error_nomem(err);
 	if (!rc)
 		rc = q2_image_blame(image, check(a, err), err);
-	if (rc)
-		qcow2_task_free(&a->task);
-	else
-		*out = &a->task;
-	return rc;
+	return q2_task_ready(&a->task, rc, out, err);
 }

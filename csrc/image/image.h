@@ -28,6 +28,7 @@ struct qcow2_image {
 	struct q2_map map;
 
 	struct q2_vec tracks; /* bitmaps that follow writes (bitmap_track.c) */
+	bool held;            /* by a job (hold.c) */
 	bool begun;           /* qcow2_image_begin succeeded */
 	bool prepared;        /* what has to be on disk before any change is */
 	bool edited;          /* the same before guest data changes */
@@ -156,6 +157,9 @@ int q2_image_trim(struct qcow2_image *image, struct qcow2_error *err);
 /* The snapshot whose L1 table lies at `l1_offset` is no more: its views answer `missing`. */
 #define Q2_EVERY_VIEW UINT64_MAX
 void q2_view_end(struct qcow2_image *image, uint64_t l1_offset);
+
+/* Does a job hold such a view? Then the snapshot has to stay. */
+bool q2_view_is_held(const struct qcow2_image *image, uint64_t l1_offset);
 
 /* Before an image is freed: no view and no image points at it any more. */
 void q2_view_part(struct qcow2_image *image);

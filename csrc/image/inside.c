@@ -320,10 +320,5 @@ int qcow2_internalize_new(struct qcow2_image *image, struct qcow2_task **out, st
 	if (!in)
 		return q2_error_nomem(err);
 	in->task = (struct qcow2_task){.ops = &ops, .image = qcow2_image_ref(image), .total = image->size};
-	int rc = q2_image_blame(image, prepare(in, err), err);
-	if (rc)
-		qcow2_task_free(&in->task);
-	else
-		*out = &in->task;
-	return rc;
+	return q2_task_ready(&in->task, q2_image_blame(image, prepare(in, err), err), out, err);
 }

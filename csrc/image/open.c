@@ -27,11 +27,10 @@ int qcow2_image_probe(struct qcow2_store *store, const char **format, struct qco
 	uint64_t length;
 	const char *found = NULL;
 	int rc = qcow2_store_length(store, &length, err);
-	size_t head = rc ? 0 : (size_t)q2_min(length, Q2_PROBE_HEAD);
+	if (!rc) /* also where the length says 0: that a file cannot be read is found out now */
+		rc = qcow2_store_read(store, 0, bytes, sizeof bytes, err);
 	if (!rc)
-		rc = qcow2_store_read(store, 0, bytes, head, err);
-	if (!rc)
-		found = q2_probe_head(bytes, head);
+		found = q2_probe_head(bytes, (size_t)q2_min(length, sizeof bytes));
 	if (!rc && !found && length >= Q2_PROBE_TAIL) {
 		rc = qcow2_store_read(store, length - Q2_PROBE_TAIL, bytes, Q2_PROBE_TAIL, err);
 		found = rc ? NULL : q2_probe_tail(bytes);

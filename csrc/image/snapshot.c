@@ -370,6 +370,9 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 	int rc = begin(image, err);
 	if (!rc)
 		rc = snapshot_l1(image, index, &s, &snap, err);
+	if (!rc && q2_view_is_held(image, s.l1_offset))
+		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				  "A job that has not ended reads the snapshot");
 	if (rc)
 		return q2_image_blame(image, rc, err);
 	uint64_t old_table = meta->header.snapshots_offset, old_bytes = table_bytes(image);

@@ -14,6 +14,17 @@ bool q2_task_late(uint64_t deadline)
 	return q2_host_now() >= deadline;
 }
 
+int q2_task_ready(struct qcow2_task *task, int rc, struct qcow2_task **out, struct qcow2_error *err)
+{
+	if (!rc)
+		rc = q2_hold_take(&task->hold, task->image, err);
+	if (rc)
+		qcow2_task_free(task);
+	else
+		*out = task;
+	return rc;
+}
+
 int qcow2_task_step(struct qcow2_task *task, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
 	if (!task->over && !task->failure.code) {
@@ -24,6 +35,8 @@ int qcow2_task_step(struct qcow2_task *task, uint64_t *done, uint64_t *total, st
 			task->failure = own;
 		}
 		task->over = !rc;
+		if (rc <= 0)
+			q2_hold_end(&task->hold);
 	}
 	if (task->failure.code) {
 		if (err)
@@ -40,6 +53,8 @@ void qcow2_task_free(struct qcow2_task *task)
 	if (!task)
 		return;
 	struct qcow2_image *image = task->image;
+	struct q2_hold hold = task->hold;
 	task->ops->free(task);
+	q2_hold_end(&hold);
 	qcow2_image_unref(image);
 }

@@ -346,12 +346,7 @@ int qcow2_verify_new(struct qcow2_image *image, enum qcow2_resync resync, struct
 		return q2_error_nomem(err);
 	v->task = (struct qcow2_task){.ops = &ops, .image = qcow2_image_ref(image), .total = image->size};
 	v->resync = resync;
-	int rc = q2_image_blame(image, prepare(v, err), err);
-	if (rc)
-		qcow2_task_free(&v->task);
-	else
-		*out = &v->task;
-	return rc;
+	return q2_task_ready(&v->task, q2_image_blame(image, prepare(v, err), err), out, err);
 }
 
 const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_task *task, uint64_t index)

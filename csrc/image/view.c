@@ -42,6 +42,14 @@ int qcow2_image_open_snapshot(struct qcow2_image *image, uint32_t index, struct 
 	return 0;
 }
 
+bool q2_view_is_held(const struct qcow2_image *image, uint64_t l1_offset)
+{
+	for (const struct qcow2_image *view = image->views; view; view = view->next_view)
+		if (view->held && (l1_offset == Q2_EVERY_VIEW || view->map.l1_offset == l1_offset))
+			return true;
+	return false;
+}
+
 void q2_view_end(struct qcow2_image *image, uint64_t l1_offset)
 {
 	for (struct qcow2_image *view = image->views; view; view = view->next_view)

@@ -42,6 +42,10 @@ int qcow2_image_open_raw(struct qcow2_store *store, struct qcow2_image **out, st
 int qcow2_image_open_snapshot(struct qcow2_image *image, uint32_t index, struct qcow2_image **out,
 			      struct qcow2_error *err);
 
+/* Does a job (qcow2_copy_new, qcow2_check_new, qcow2_amend_new, ...) hold the image? From its making until its last step
+ * or its end nobody else may call anything for its images and their layers: its threads use them. */
+bool qcow2_image_is_held(const struct qcow2_image *image);
+
 struct qcow2_image *qcow2_image_ref(struct qcow2_image *image);
 /* The last reference closes the image and lets go of its stores and its backing image. NULL is fine. */
 void qcow2_image_unref(struct qcow2_image *image);

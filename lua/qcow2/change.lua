@@ -139,8 +139,11 @@ function methods:bitmap_add(name, given)
   end
   local o = options.check(given, add_options)
   local granularity = size.argument(o.granularity, "granularity")
+  if not granularity then
     -- As QEMU chooses: the cluster size, but from 4 KiB to 64 KiB.
-    or math.max(4096, math.min(65536, self.cluster_size or 65536))
+    local header = raw.header_fields(self)
+    granularity = math.max(4096, math.min(65536, header and 1 << header.cluster_bits or 65536))
+  end
   return raw.bitmap_new(self, name, granularity, not o.disabled)
 end
 

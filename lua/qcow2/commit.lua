@@ -138,5 +138,5 @@ return function(disk, given)
     finish(false)
     return nil, message, kind, errno
   end
-  return job.new(handle, finish)
+  return job.new(handle, { top }, finish)
 end

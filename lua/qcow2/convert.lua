@@ -473,7 +473,9 @@ return function(source, path, given)
     return nil, message, kind, errno
   end
   target.started = true
-  local result = job.new(handle, finish)
+  local held = table.move(images, 1, #images, 1, {})
+  held[#held + 1] = type(path) == "userdata" and path or nil
+  local result = job.new(handle, held, finish)
   result.notes = target.notes or {}
   kept = true
   return result

@@ -151,7 +151,7 @@ function methods:verify(given)
     return nil, message, kind, errno
   end
   local _ <close> = task
-  local report = { divergences = {}, raw = self.data_file_raw }
+  local report = { divergences = {} }
   local more = true
   while more do
     local done, total
@@ -170,6 +170,7 @@ function methods:verify(given)
     end
     report.divergences[#report.divergences + 1] = divergence
   end
+  report.raw = self.data_file_raw
   report.found, report.mended = task:counts()
   report.omitted = report.found - #report.divergences
   report.same = report.found == report.mended

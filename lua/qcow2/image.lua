@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- Image objects: opening, properties, reading, extents. The core's handle is the object; this file dresses its class.
 local core = require("qcow2.core")
+local jobs = require("qcow2.job")
 local layers = require("qcow2.layers")
 local options = require("qcow2.options")
 local references = require("qcow2.references")
@@ -290,6 +291,8 @@ function methods:close()
   if not raw.is_open(self) then
     return true
   end
+  -- What works on the image is given up first, as if the job itself had been closed.
+  jobs.cancel_of(self)
   local ok, message, kind, errno = raw.finish(self)
   raw.close(self)
   return ok, message, kind, errno
@@ -380,6 +383,10 @@ properties.refcount_table = tables.refcount_table
 
 -- ---- the class -----------------------------------------------------------------------------
 
+-- What no job changes.
+local steady = { path = true, format = true, mode = true, data_path = true, size = true, file_length = true,
+  disk_size = true }
+
 -- Files that add methods, loaded when one is asked for that is not known yet.
 local more = { "qcow2.change", "qcow2.check", "qcow2.amend", "qcow2.datafile" }
 
@@ -401,6 +408,10 @@ class.__index = function(self, key)
   end
   local property = properties[key]
   if property then
+    -- nil would be an answer.
+    if not steady[key] and raw.is_held(self) then
+      error("the image is held by a job that has not ended", 2)
+    end
     return property(self)
   end
   if image.complete() then

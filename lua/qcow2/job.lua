@@ -6,12 +6,31 @@ local job = {}
 local methods = {}
 local class = { __name = "qcow2.job" }
 
+-- The running jobs of each image; neither keeps the other alive.
+local running = setmetatable({}, { __mode = "k" })
+
 ---Makes a job of a core handle.
 ---@param handle userdata          a core job
+---@param images userdata[]        the user's images that it holds: who closes one of them cancels the job first
 ---@param finish fun(complete: boolean): true?, string?, string?, integer?  called once, after the threads have ended:
 ---all was done, or not; nil and a message when the end itself failed
-function job.new(handle, finish)
-  return setmetatable({ handle = handle, finish = finish, done = false }, class)
+function job.new(handle, images, finish)
+  local new = setmetatable({ handle = handle, finish = finish, done = false }, class)
+  for _, image in ipairs(images) do
+    running[image] = running[image] or setmetatable({}, { __mode = "k" })
+    running[image][new] = true
+  end
+  return new
+end
+
+---Cancels what runs on the image.
+---@param image userdata
+function job.cancel_of(image)
+  local jobs = running[image]
+  running[image] = nil
+  for one in pairs(jobs or {}) do
+    one:cancel()
+  end
 end
 
 local function finish(self, complete)
