@@ -84,14 +84,17 @@ static int l_resize(lua_State *L)
 	return q2_bind_done(L, qcow2_image_resize(image, size, flags, &err), &err);
 }
 
-/* image:snapshot_take(name, seconds, nanoseconds) */
+/* image:snapshot_take(name[, seconds, nanoseconds]); the time is now when it is not given */
 static int l_snapshot_take(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
 	const char *name = luaL_checkstring(L, 2);
-	struct timespec when = {.tv_sec = (time_t)q2_bind_unsigned(L, 3, "seconds"),
-				.tv_nsec = (long)luaL_optinteger(L, 4, 0)};
+	struct timespec when;
+	clock_gettime(CLOCK_REALTIME, &when);
+	if (!lua_isnoneornil(L, 3))
+		when = (struct timespec){.tv_sec = (time_t)q2_bind_unsigned(L, 3, "seconds"),
+					 .tv_nsec = (long)luaL_optinteger(L, 4, 0)};
 	return q2_bind_done(L, qcow2_image_snapshot_create(image, name, &when, &err), &err);
 }
 

@@ -139,7 +139,8 @@ static int l_read(lua_State *L)
 	/* Refused before memory is asked for: a length past the disk's end may be any number. */
 	uint64_t size = qcow2_image_size(image);
 	char probe;
-	if ((offset > size || length > size - offset) && qcow2_image_read(image, size, &probe, 1, &err))
+	if ((offset > size || length > size - offset) &&
+	    qcow2_image_read(image, offset, &probe, length, &err))
 		return q2_bind_fail(L, &err);
 	luaL_Buffer buffer;
 	char *to = luaL_buffinitsize(L, &buffer, length);

@@ -83,17 +83,19 @@ int qcow2_image_extension(const struct qcow2_image *image, uint32_t index, struc
 	return 0;
 }
 
-/* A feature name table is an array of {type, bit, name[46]}; names are padded with NULs. */
+/* A feature name table is an array of {type, bit, name[46]}; names are padded with NULs. A table may end inside its last
+ * name. */
 static struct qcow2_bytes own_feature_name(const struct qcow2_image *image, unsigned type, unsigned bit)
 {
 	for (size_t i = 0; i < image->extensions.count; i++) {
 		const struct q2_extension *ext = (struct q2_extension *)image->extensions.items + i;
 		if (ext->type != (uint32_t)Q2_EXT_FEATURE_NAMES)
 			continue;
-		for (uint32_t at = 0; ext->length - at >= 48; at += 48) {
+		for (uint32_t at = 0; at + 2 < ext->length; at += 48) {
 			const uint8_t *row = image->head + ext->offset + at;
+			size_t room = q2_min(46, ext->length - at - 2);
 			if (row[0] == type && row[1] == bit)
-				return (struct qcow2_bytes){row + 2, strnlen((const char *)row + 2, 46)};
+				return (struct qcow2_bytes){row + 2, strnlen((const char *)row + 2, room)};
 		}
 	}
 	return (struct qcow2_bytes){0};

@@ -14,10 +14,12 @@ int q2_image_blame(const struct qcow2_image *image, int code, struct qcow2_error
 {
 	if (!code || !err)
 		return code;
-	char name[200];
+	char name[200], quoted[204];
 	const char *path = qcow2_store_name(image->store);
 	q2_error_escape(name, sizeof name, path, strlen(path));
-	return q2_error_prefix(err, code, "%s", name);
+	/* A store's own failure tells its name already. */
+	snprintf(quoted, sizeof quoted, "'%s'", name);
+	return strstr(err->text, quoted) ? code : q2_error_prefix(err, code, "%s", name);
 }
 
 int qcow2_image_probe(struct qcow2_store *store, const char **format, struct qcow2_error *err)
@@ -40,7 +42,7 @@ int qcow2_image_probe(struct qcow2_store *store, const char **format, struct qco
 	return rc;
 }
 
-/* An unknown incompatible bit is refused by its name in the image's own table. */
+/* Unknown incompatible bits are refused by their names in the image's own table, those without one in hexadecimal. */
 static int refuse_unknown(const struct qcow2_image *image, struct qcow2_error *err)
 {
 	uint64_t unknown = image->meta.header.incompatible_features & ~Q2_INCOMPATIBLE_KNOWN;
@@ -48,16 +50,26 @@ static int refuse_unknown(const struct qcow2_image *image, struct qcow2_error *e
 		return 0;
 	char list[320];
 	size_t used = 0;
-	for (unsigned bit = 0; bit < 64; bit++) {
+	uint64_t nameless = 0;
+	for (unsigned bit = 0; bit <= 64; bit++) {
 		bool known;
-		if (!(unknown >> bit & 1))
-			continue;
-		struct qcow2_bytes name = qcow2_image_feature_name(image, 0, bit, &known);
 		char text[200];
-		if (name.length)
+		struct qcow2_bytes name = {0};
+		if (bit < 64 && !(unknown >> bit & 1))
+			continue;
+		if (bit < 64)
+			name = qcow2_image_feature_name(image, 0, bit, &known);
+		if (bit < 64 && !name.length) {
+			nameless |= 1ull << bit;
+			continue;
+		}
+		/* Those without a name come last, as one number. */
+		if (bit < 64)
 			q2_error_escape(text, sizeof text, name.data, name.length);
+		else if (nameless)
+			snprintf(text, sizeof text, "Unknown incompatible feature: %" PRIx64, nameless);
 		else
-			snprintf(text, sizeof text, "incompatible feature bit %u", bit);
+			break;
 		size_t need = strlen(text) + 2;
 		if (used + need >= sizeof list - 5) {
 			memcpy(list + used, ", ...", 6);

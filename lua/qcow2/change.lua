@@ -79,7 +79,7 @@ end
 
 function methods:snapshot_create(name)
   check_name(name)
-  return raw.snapshot_take(self, name, os.time(), 0)
+  return raw.snapshot_take(self, name)
 end
 
 function methods:snapshot_apply(id_or_name)

@@ -232,6 +232,9 @@ function create.check(plan)
       :format(plan.options.encryption), "unsupported"
   end
   local ok, message, kind, errno = true, nil, nil, nil
+  if (plan.options.refcount_bits or 0) < 0 then
+    return nil, "Refcount width must be a power of two and may not exceed 64 bits", "range"
+  end
   if plan.format == "qcow2" then
     ok, message, kind, errno = core.create_check(core_options(plan))
   elseif plan.options.preallocation == "metadata" then
@@ -354,9 +357,6 @@ function create.plan(path, given)
     o[key] = value
   end
   o.size, o.cluster_size = size.argument(o.size, "size"), size.argument(o.cluster_size, "cluster_size")
-  if o.refcount_bits and o.refcount_bits < 0 then
-    error("refcount_bits must not be negative", 3)
-  end
   local plan, message, kind, errno = create.resolve(path, o)
   if not plan then
     return nil, message, kind, errno
@@ -371,6 +371,12 @@ end
 function create.create(path, given)
   if type(path) ~= "string" then
     error("path must be a string, not " .. type(path), 2)
+  end
+  -- Its size is one that is given, or that of a file.
+  if type(given) == "table" and not (given.size or given.backing_file or given.data_file) then
+    error("size is missing", 2)
+  elseif type(given) == "table" and math.type(given.refcount_bits) == "integer" and given.refcount_bits < 0 then
+    error("refcount_bits must not be negative", 2)
   end
   local plan, message, kind, errno = create.plan(path, given)
   if not plan then

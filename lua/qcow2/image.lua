@@ -32,6 +32,8 @@ local open_options = {
   damaged = "boolean",
 }
 
+local EXTERNAL_DATA = 4 -- of the incompatible features
+
 local function check_open_options(given)
   local o = options.check(given, open_options, 4)
   if type(o.references) == "string" and o.references ~= "beside" and o.references ~= "none" and o.references ~= "any"
@@ -76,6 +78,13 @@ function image.open(path, given, hidden)
   state.backing = o.backing
   state.backing_format = o.backing_format
   state.force_share = o.force_share
+  if type(o.data_file) == "string" then
+    local header = raw.header_fields(self)
+    if not header or header.incompatible_features & EXTERNAL_DATA == 0 then
+      raw.close(self)
+      return nil, ("'%s' has no external data file, so none can be given"):format(references.escape(path)), "conflict"
+    end
+  end
   if o.snapshot then
     local view, message
     view, message, kind, errno = methods.snapshot(self, o.snapshot)
@@ -293,6 +302,11 @@ function methods:close()
   end
   -- What works on the image is given up first, as if the job itself had been closed.
   jobs.cancel_of(self)
+  if raw.is_held(self) then
+    -- Another handle's job goes on with the image, and with it its end.
+    raw.close(self)
+    return true
+  end
   local ok, message, kind, errno = raw.finish(self)
   raw.close(self)
   return ok, message, kind, errno

@@ -23,14 +23,20 @@ function size.parse(text)
     end
     return math.tointeger(tonumber(hex, 16))
   end
+  if text:find("^%s*%-%d") then
+    return nil, ("Size '%s' must not be negative"):format(text), "range"
+  end
   local whole, fraction, suffix = text:match("^%s*%+?(%d*)%.?(%d*)([BbKkMmGgTtPpEe]?)$")
   if not whole or whole .. fraction == "" then
     return nil, ("Invalid size '%s'"):format(text), "range"
   end
   whole = whole == "" and "0" or whole
   local power = powers[suffix:upper()] or 0
-  if fraction ~= "" and power == 0 then
-    return nil, ("Invalid size '%s': a fraction of a byte"):format(text), "range"
+  if power == 0 then
+    if fraction:find("[^0]") then
+      return nil, ("Invalid size '%s': a fraction of a byte"):format(text), "range"
+    end
+    fraction = ""
   end
   -- Digits are counted in integers: a float would lose bytes from 8 PiB on.
   local unit = 1 << (10 * power)

@@ -115,8 +115,8 @@ describe("dd", function()
     ["if=top.qcow2 of=x x=y"] = "unrecognized operand x",
     ["if=top.qcow2 of=x y"] = "unrecognized operand y",
     ["if=top.qcow2 of=x bs=0"] = "Invalid bs specified. Must be between 1 and 2147483647.",
-    ["if=top.qcow2 of=x bs=z"] = "Invalid bs specified: 'z'",
-    ["if=top.qcow2 of=x count=z"] = "Invalid count specified: 'z'",
+    ["if=top.qcow2 of=x bs=z"] = "Invalid bs specified: 'z'.",
+    ["if=top.qcow2 of=x count=z"] = "Invalid count specified: 'z'.",
     ["if=nosuch of=x"] = "Could not open 'nosuch': No such file or directory",
     ["-O bad if=top.qcow2 of=x"] = "Unknown file format 'bad'",
   }) do

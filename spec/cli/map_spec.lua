@@ -136,8 +136,8 @@ describe("map", function()
   end)
 
   for _, case in ipairs({
-    { { "-s", "x", "top.qcow2" }, "Invalid start offset specified: 'x'" },
-    { { "-l", "1q", "top.qcow2" }, "Invalid max length specified: '1q'" },
+    { { "-s", "x", "top.qcow2" }, "Invalid start offset specified: 'x'." },
+    { { "-l", "1q", "top.qcow2" }, "Invalid max length specified: '1q'." },
     { {}, "Expecting one image file name\nTry 'qcow2 map --help' for more info" },
     { { "nosuch" }, "Could not open 'nosuch': No such file or directory" },
   }) do

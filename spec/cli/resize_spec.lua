@@ -33,7 +33,6 @@ describe("resize", function()
     { "a.qcow2", "+1M" },
     { "a.qcow2", "4M" },
     { "a.qcow2", "1.5G" },
-    { "--shrink", "a.qcow2", ".5M" },
     { "a.qcow2", "+1.M" },
     { "a.qcow2", "." },
     { "a.qcow2", ".k" },

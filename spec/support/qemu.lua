@@ -22,11 +22,13 @@ local BAD_OPTION = { "unrecognized option '[^\n]*'", "invalid option %-%- '.'", 
   "option requires an argument %-%- '.'", "option '[^\n]*' requires an argument" }
 
 --- What a program said, so that an older qemu-img and ours can be compared: who speaks is always qcow2, each mistake in
--- the grammar of options has the same words, and no line points to the help.
+-- the grammar of options has the same words, a number that is none is only called invalid (QEMU 10 repeats it or names its
+-- bounds), and no line points to the help.
 function qemu.plain(said)
   said = said:gsub("qemu%-img", "qcow2"):gsub("Try '[^\n]*' for more [^\n]*\n", "")
     :gsub("^qcow2 %l+: ", "qcow2: ")
     :gsub("%-%-output expects 'human' or 'json' not '[^\n]*'", "--output must be used with human or json as argument.")
+    :gsub("(Invalid [%l ]+ specified)[^\n]*\n", "%1\n"):gsub("qcow2: kilobytes, [^\n]*\n", "")
   for _, pattern in ipairs(BAD_OPTION) do
     said = said:gsub(pattern, "bad option")
   end

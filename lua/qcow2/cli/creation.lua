@@ -2,7 +2,7 @@
 -- Creation options as -o gives them: which there are for each format, their texts, and their way into the
 -- library's options. Used by every verb that makes images.
 local optlist = require("qcow2.cli.optlist")
-local qcow2 = require("qcow2")
+local number = require("qcow2.cli.number")
 local text = require("qcow2.cli.text")
 
 local creation = {}
@@ -100,20 +100,11 @@ local function read_value(option, value)
     end
     return SWITCHES[value], value
   elseif option.type == "size" then
-    local bytes = qcow2.size(value)
-    if not bytes then
-      return nil, ("Parameter '%s' expects a non-negative number below 2^64\n"
-        .. "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n"
-        .. "and exabytes, respectively."):format(option.name)
-    end
-    return bytes, ("%d"):format(bytes)
+    local bytes, message = number.size_parameter(value, option.name)
+    return bytes, bytes and ("%d"):format(bytes) or message
   elseif option.type == "num" then
-    local number = value:find("^%d+$") and math.tointeger(tonumber(value)) or
-      value:find("^0[xX]%x+$") and #value <= 17 and math.tointeger(tonumber(value))
-    if not number then
-      return nil, ("Parameter '%s' expects a number"):format(option.name)
-    end
-    return number, ("%d"):format(number)
+    local found, message = number.parameter(value, option.name)
+    return found, found and ("%d"):format(found) or message
   end
   return value, (value:gsub(",", ",,"))
 end

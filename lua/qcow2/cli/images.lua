@@ -1,6 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- Opens the images that a command line names: by file name and -f, or by --image-opts; with the reference policy
 -- of --allow and QCOW2_ALLOW. What the command line itself names is allowed by that naming.
+local core = require("qcow2.core")
 local qcow2 = require("qcow2")
 local escape = require("qcow2.references").escape
 local try = require("qcow2.cli.context").try
@@ -125,7 +126,9 @@ local function take_references(context, node, opening)
     end
   end
   if node.values.backing == "" then
-    opening.backing = false
+    -- As QEMU reads a layer by itself: what it does not have is zeros, for an empty disk shows nothing else.
+    local nothing <close> = assert(core.store_memory(0))
+    opening.backing = assert(core.image_open(nothing, "raw"))
     node.values.backing = nil
   elseif backing then
     opening.backing, message = open_node(context, backing, {})

@@ -6,7 +6,7 @@ local images = require("qcow2.cli.images")
 local optlist = require("qcow2.cli.optlist")
 local options = require("qcow2.cli.options")
 local progress = require("qcow2.cli.progress")
-local size = require("qcow2.size")
+local number = require("qcow2.cli.number")
 local text = require("qcow2.cli.text")
 
 local amend = {
@@ -56,9 +56,9 @@ function read.compat(o, value)
 end
 
 function read.refcount_bits(o, value)
-  local bits = (value:find("^%d+$") or value:find("^0[xX]%x+$")) and math.tointeger(tonumber(value))
+  local bits, message = number.parameter(value, "refcount_bits")
   if not bits then
-    return nil, "Parameter 'refcount_bits' expects a number"
+    return nil, message
   end
   o.refcount_bits = bits
   return bits >= 1 and bits <= 64 and bits & (bits - 1) == 0,
@@ -66,9 +66,9 @@ function read.refcount_bits(o, value)
 end
 
 function read.size(o, value)
-  local why
-  o.size, why = size.parse(value)
-  return o.size, ("Parameter 'size' expects a size (%s)"):format(why)
+  local message
+  o.size, message = number.size_parameter(value, "size")
+  return o.size, message
 end
 
 function read.backing_file(o, value)

@@ -3,7 +3,7 @@
 local core = require("qcow2.core")
 local images = require("qcow2.cli.images")
 local options = require("qcow2.cli.options")
-local qcow2 = require("qcow2")
+local number = require("qcow2.cli.number")
 local text = require("qcow2.cli.text")
 
 local MOST = (1 << 31) - 1
@@ -57,34 +57,19 @@ local NUMBERS = {
   { "pattern", "pattern byte", 0, 255, 0, plain = true },
 }
 
--- The number that a word stands for, -1 for one that is too large; nil when it is none.
-local function parse(word, plain)
-  local sign, digits = word:match("^%s*(%-?)(.*)$")
-  if plain and not digits:find("^%+?%d+$") and not digits:find("^0[xX]%x+$") then
-    return nil
-  end
-  local number, why = qcow2.size(digits)
-  if not number then
-    return why:find("too large", 1, true) and -1 or nil
-  end
-  return sign == "-" and -number or number
-end
-
 local function read_numbers(values)
   local found = {}
   for _, wanted in ipairs(NUMBERS) do
     local key, name, least, most, default = table.unpack(wanted)
     local word = values[key]
-    local number = default
+    local message
+    found[key] = default
     if word then
-      number = parse(word, wanted.plain)
+      found[key], message = number.read(word, name, least, most, wanted.plain)
     end
-    if not number then
-      return nil, ("Invalid %s specified: '%s'."):format(name, text.escape(word))
-    elseif number < least or number > most then
-      return nil, ("Invalid %s specified. Must be between %d and %d."):format(name, least, most)
+    if message then
+      return nil, message
     end
-    found[key] = number
   end
   if found.step_size == 0 then
     found.step_size = found.buffer_size

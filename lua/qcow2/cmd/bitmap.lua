@@ -3,7 +3,7 @@
 -- order of the command line.
 local images = require("qcow2.cli.images")
 local options = require("qcow2.cli.options")
-local size = require("qcow2.size")
+local number = require("qcow2.cli.number")
 local text = require("qcow2.cli.text")
 
 local LEAST_GRANULARITY, MOST_GRANULARITY = 512, 1 << 31
@@ -63,14 +63,10 @@ local function misuse(values)
   end
 end
 
-local function granularity_of(context, word)
-  local bytes = size.parse(word)
-  if not bytes then
-    return nil, ("Invalid granularity specified. You may use k, M, G, T, P or E suffixes for\n"
-      .. "%s: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."):format(context.name)
-  end
+local function granularity_of(word)
+  local bytes, message = number.read(word, "granularity")
   -- To qemu-img 0 says "as if -g were not given".
-  return bytes > 0 and bytes or nil
+  return bytes and bytes > 0 and bytes or nil, message
 end
 
 local function refuse_new(image, name, granularity)
@@ -165,7 +161,7 @@ end
 function bitmap.run(context, values)
   local granularity, why
   if values.granularity then
-    granularity, why = granularity_of(context, values.granularity)
+    granularity, why = granularity_of(values.granularity)
   end
   why = why or misuse(values)
   if why then

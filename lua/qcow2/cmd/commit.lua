@@ -3,6 +3,7 @@
 local images = require("qcow2.cli.images")
 local options = require("qcow2.cli.options")
 local progress = require("qcow2.cli.progress")
+local number = require("qcow2.cli.number")
 local qcow2 = require("qcow2")
 local run_job = require("qcow2.cli.run_job")
 
@@ -39,10 +40,12 @@ function commit.run(context, values)
   if mode == false then
     return nil, message
   end
-  local rate = values.rate_limit and qcow2.size(values.rate_limit)
-  if values.rate_limit and not rate then
-    context:report("Invalid rate limit specified. You may use k, M, G, T, P or E suffixes for")
-    return nil, "kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."
+  local rate
+  if values.rate_limit then
+    rate, message = number.read(values.rate_limit, "rate limit")
+    if not rate then
+      return nil, message
+    end
   end
   if #values.operands ~= 1 then
     return context:misused("Expecting one image file name")

@@ -6,6 +6,7 @@ local images = require("qcow2.cli.images")
 local optlist = require("qcow2.cli.optlist")
 local options = require("qcow2.cli.options")
 local progress = require("qcow2.cli.progress")
+local number = require("qcow2.cli.number")
 local qcow2 = require("qcow2")
 local text = require("qcow2.cli.text")
 
@@ -92,15 +93,10 @@ local convert = {
   },
 }
 
-local function bad_size(context, what)
-  return ("Invalid %s specified. You may use k, M, G, T, P or E suffixes for\n"
-    .. "%s: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."):format(what, context.name)
-end
-
-local function sparse_size(context, value)
-  local bytes = qcow2.size(value)
+local function sparse_size(value)
+  local bytes, message = number.read(value, "buffer size for sparse output")
   if not bytes then
-    return nil, bad_size(context, "buffer size for sparse output")
+    return nil, message
   elseif bytes % SECTOR ~= 0 or bytes > MAX_SPARSE then
     return nil, ("Invalid buffer size for sparse output specified. Valid sizes are multiples of %d up to %d. Select "
       .. "0 to disable sparse detection (fully allocates output)."):format(SECTOR, MAX_SPARSE)
@@ -392,10 +388,10 @@ local function creation_options(context, values, made)
 end
 
 -- Numbers on the command line: -S, -m, -r.
-local function read_numbers(context, values, copying)
+local function read_numbers(values, copying)
   local message
   if values.sparse_size then
-    copying.sparse_size, message = sparse_size(context, values.sparse_size)
+    copying.sparse_size, message = sparse_size(values.sparse_size)
   end
   if not message and values.parallel then
     copying.threads = math.tointeger(tonumber(values.parallel))
@@ -404,10 +400,7 @@ local function read_numbers(context, values, copying)
     end
   end
   if not message and values.rate_limit then
-    copying.rate = qcow2.size(values.rate_limit)
-    if not copying.rate then
-      message = bad_size(context, "rate limit")
-    end
+    copying.rate, message = number.read(values.rate_limit, "rate limit")
   end
   return message
 end
@@ -429,7 +422,7 @@ function convert.run(context, values)
     skip_broken_bitmaps = values.skip_broken_bitmaps,
     sync = values.target_cache ~= nil and values.target_cache ~= "unsafe",
   }
-  message = read_numbers(context, values, copying) or contradiction(values)
+  message = read_numbers(values, copying) or contradiction(values)
   if message then
     return nil, message
   end

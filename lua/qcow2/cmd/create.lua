@@ -5,7 +5,7 @@ local creation = require("qcow2.cli.creation")
 local formats = require("qcow2.cli.formats")
 local optlist = require("qcow2.cli.optlist")
 local options = require("qcow2.cli.options")
-local qcow2 = require("qcow2")
+local number = require("qcow2.cli.number")
 local text = require("qcow2.cli.text")
 
 local create = {
@@ -90,16 +90,9 @@ function create.make(context, values, made, plan, overwrite_image)
 end
 
 ---The operand SIZE, if it is one; a message in qemu-img's words if not.
-local function check_size(context, size)
-  if qcow2.size(size) then
-    return true
-  end
-  local _, why = qcow2.size(size)
-  if why:find("too large", 1, true) then
-    return nil, "Invalid image size specified. Must be between 0 and 9223372036854775807."
-  end
-  return nil, ("Invalid image size specified. You may use k, M, G, T, P or E suffixes for\n"
-    .. "%s: kilobytes, megabytes, gigabytes, terabytes, petabytes and exabytes."):format(context.name)
+local function check_size(size)
+  local bytes, message = number.read(size, "image size")
+  return bytes and true, message
 end
 
 create.check_size = check_size
@@ -121,7 +114,7 @@ function create.run(context, values)
   elseif values.operands[3] then
     return context:misused("Unexpected argument: " .. values.operands[3])
   elseif values.operands[2] then
-    local fine, why = check_size(context, values.operands[2])
+    local fine, why = check_size(values.operands[2])
     if not fine then
       return nil, why
     end

@@ -4,6 +4,7 @@ local core = require("qcow2.core")
 local formats = require("qcow2.cli.formats")
 local images = require("qcow2.cli.images")
 local options = require("qcow2.cli.options")
+local number = require("qcow2.cli.number")
 local qcow2 = require("qcow2")
 local text = require("qcow2.cli.text")
 
@@ -40,16 +41,6 @@ local dd = {
   },
 }
 
-local function number(name, value, least, most)
-  local bytes = qcow2.size(value)
-  if not bytes then
-    return nil, ("Invalid %s specified: '%s'"):format(name, text.escape(value))
-  elseif bytes < least or bytes > most then
-    return nil, ("Invalid %s specified. Must be between %d and %d."):format(name, least, most)
-  end
-  return bytes
-end
-
 local function read_operands(words)
   local found = { bs = SECTOR }
   for _, word in ipairs(words) do
@@ -58,9 +49,9 @@ local function read_operands(words)
     if name == "if" or name == "of" then
       found[name] = value
     elseif name == "bs" then
-      found.bs, message = number(name, value, 1, MAX_BLOCK)
+      found.bs, message = number.read(value, name, 1, MAX_BLOCK)
     elseif name == "count" or name == "skip" then
-      found[name], message = number(name, value, 0, math.maxinteger)
+      found[name], message = number.read(value, name, 0, math.maxinteger)
     else
       message = "unrecognized operand " .. text.escape(name or word)
     end

@@ -3,7 +3,7 @@
 local images = require("qcow2.cli.images")
 local listing = require("qcow2.listing")
 local options = require("qcow2.cli.options")
-local qcow2 = require("qcow2")
+local number = require("qcow2.cli.number")
 local text = require("qcow2.cli.text")
 
 local map = {
@@ -24,14 +24,6 @@ local map = {
   },
   operands = { { name = "FILE", help = "the image" } },
 }
-
-local function size_option(name, value)
-  local bytes = qcow2.size(value)
-  if not bytes then
-    return nil, ("Invalid %s specified: '%s'"):format(name, text.escape(value))
-  end
-  return bytes
-end
 
 -- Prints `head` and the rows from `start` on, up to `length` bytes.
 local function list(context, image, start, length, head, json)
@@ -60,13 +52,13 @@ function map.run(context, values)
   local message
   local start, length = 0, nil
   if values.start_offset then
-    start, message = size_option("start offset", values.start_offset)
+    start, message = number.read(values.start_offset, "start offset")
     if not start then
       return nil, message
     end
   end
   if values.max_length then
-    length, message = size_option("max length", values.max_length)
+    length, message = number.read(values.max_length, "max length")
     if not length then
       return nil, message
     end

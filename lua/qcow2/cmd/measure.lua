@@ -156,7 +156,7 @@ function measure.run(context, values)
   if message then
     return nil, message
   elseif values.size then
-    local fine, why = create.check_size(context, values.size)
+    local fine, why = create.check_size(values.size)
     if not fine then
       return nil, why
     end

@@ -2,6 +2,7 @@
 -- `resize`: changes the size of a disk.
 local images = require("qcow2.cli.images")
 local options = require("qcow2.cli.options")
+local number = require("qcow2.cli.number")
 local qcow2 = require("qcow2")
 local text = require("qcow2.cli.text")
 
@@ -39,14 +40,9 @@ local resize = {
 -- The sign, "" without one, and the number of bytes; nil and a message.
 local function parse_size(word)
   local sign, rest = word:match("^([+-]?)(.*)$")
-  local bytes, why = qcow2.size(rest)
-  if not bytes and why:find("too large", 1, true) then
-    return nil, ("Value '%s' is out of range for parameter 'size'"):format(text.escape(rest))
-  elseif not bytes or not rest:find("^%s*%d") then
-    return nil, "Parameter 'size' expects a non-negative number below 2^64\nOptional suffix k, M, G, T, P or E means "
-      .. "kilo-, mega-, giga-, tera-, peta-\nand exabytes, respectively."
-  end
-  return sign, bytes
+  -- No second sign.
+  local bytes, message = number.size_parameter(rest:find("^%s*[-+]") and "" or rest, "size")
+  return bytes and sign, bytes or message
 end
 
 -- Resizing touches no byte of a raw disk, so one that was only guessed to be raw may be resized, with a warning.
