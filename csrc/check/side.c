@@ -15,13 +15,7 @@ static void add(struct qcow2_check *check, struct qcow2_finding finding)
 
 const struct q2_extension *q2_side_extension(const struct qcow2_check *check, uint32_t type)
 {
-	const struct q2_vec *vec = &check->image->extensions;
-	for (size_t i = 0; i < vec->count; i++) {
-		const struct q2_extension *e = (const struct q2_extension *)vec->items + i;
-		if (e->type == type)
-			return e;
-	}
-	return NULL;
+	return q2_image_extension(check->image, type);
 }
 
 /* ---- header ------------------------------------------------------------------------------------ */

@@ -68,8 +68,7 @@ static int check_names(struct qcow2_image *image, const struct qcow2_amend_optio
 	if (!meta->geo.external_data && o->data_raw > 0)
 		return refuse(err, QCOW2_E_CONFLICT,
 			      "data-file-raw can only be set for images that use an external data file");
-	if ((o->data_name.data &&
-	     (!o->data_name.length || memchr(o->data_name.data, 0, o->data_name.length))) ||
+	if ((o->data_name.data && memchr(o->data_name.data, 0, o->data_name.length)) ||
 	    (o->backing_name.data &&
 	     (!o->backing_name.length || memchr(o->backing_name.data, 0, o->backing_name.length))))
 		return refuse(err, QCOW2_E_RANGE, "A file's name is empty or has a NUL in it");
@@ -170,7 +169,8 @@ static int set_names(struct qcow2_image *image, const struct qcow2_amend_options
 	struct q2_head head = {0};
 	int rc = q2_head_load(image, &head, err);
 	if (!rc && o->data_name.data)
-		rc = q2_head_set(&head, (uint32_t)Q2_EXT_DATA_FILE, o->data_name.data,
+		rc = q2_head_set(&head, (uint32_t)Q2_EXT_DATA_FILE,
+				 o->data_name.length ? o->data_name.data : NULL,
 				 (uint32_t)o->data_name.length, err);
 	if (!rc && o->set_backing)
 		rc = q2_head_set_backing(&head, o->backing_name.data, (uint32_t)o->backing_name.length, err);
@@ -290,7 +290,7 @@ static int keep(uint8_t **copy, struct qcow2_bytes *bytes)
 {
 	if (!bytes->data)
 		return 0;
-	*copy = q2_new(bytes->length, 1);
+	*copy = q2_new(q2_max(bytes->length, 1), 1);
 	if (!*copy)
 		return QCOW2_E_NOMEM;
 	memcpy(*copy, bytes->data, bytes->length);

@@ -59,21 +59,27 @@ int q2_head_set(struct q2_head *head, uint32_t type, const void *data, uint32_t 
 		struct qcow2_error *err)
 {
 	struct q2_head_item *items = head->items.items;
-	for (size_t i = 0; i < head->items.count; i++) {
-		if (items[i].type != type)
-			continue;
-		if (data) {
+	size_t kept = 0;
+	bool there = false;
+	for (size_t i = 0; i < head->items.count; i++)
+		if (items[i].type == type && data && !there) {
 			if (copy_bytes(&items[i].data, data, length))
 				return q2_error_nomem(err);
 			items[i].length = length;
-			return 0;
+			there = true;
 		}
-		free(items[i].data);
-		memmove(items + i, items + i + 1, (head->items.count - i - 1) * sizeof *items);
-		head->items.count--;
-		return 0;
+	/* An image may have several of a type, and programs differ about which one counts: one is left. */
+	there = false;
+	for (size_t i = 0; i < head->items.count; i++) {
+		bool stays = items[i].type != type || (data && !there);
+		there = there || items[i].type == type;
+		if (stays)
+			items[kept++] = items[i];
+		else
+			free(items[i].data);
 	}
-	return data ? add_item(head, type, data, length, err) : 0;
+	head->items.count = kept;
+	return data && !there ? add_item(head, type, data, length, err) : 0;
 }
 
 int q2_head_set_backing(struct q2_head *head, const void *name, uint32_t length, struct qcow2_error *err)

@@ -182,6 +182,9 @@ int q2_track_mark(struct qcow2_image *image, uint64_t offset, uint64_t length, s
 int q2_track_end(struct qcow2_image *image, struct qcow2_error *err);
 void q2_track_free(struct qcow2_image *image);
 
+/* The header extension of a type; of several the last one, as QEMU reads them. NULL: none. */
+const struct q2_extension *q2_image_extension(const struct qcow2_image *image, uint32_t type);
+
 /* The bitmaps extension, all zeros when there is none that is to be believed: without the autoclear bit the directory
  * that it names may be anybody's (specification, "Bitmaps extension"). */
 int q2_image_bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext *ext,

@@ -142,17 +142,23 @@ int qcow2_image_snapshot(struct qcow2_image *image, uint32_t index, struct qcow2
 	return 0;
 }
 
+const struct q2_extension *q2_image_extension(const struct qcow2_image *image, uint32_t type)
+{
+	const struct q2_extension *found = NULL;
+	for (size_t i = 0; i < image->extensions.count; i++) {
+		const struct q2_extension *e = (struct q2_extension *)image->extensions.items + i;
+		found = e->type == type ? e : found;
+	}
+	return found;
+}
+
 int q2_image_bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext *ext, struct qcow2_error *err)
 {
 	*ext = (struct q2_bitmaps_ext){0};
 	if (image->raw || !(image->meta.header.autoclear_features & Q2_AUTOCLEAR_BITMAPS))
 		return 0;
-	for (uint32_t i = 0; i < image->extensions.count; i++) {
-		const struct q2_extension *e = (struct q2_extension *)image->extensions.items + i;
-		if (e->type == (uint32_t)Q2_EXT_BITMAPS)
-			return q2_extension_bitmaps(image->head + e->offset, e->length, ext, err);
-	}
-	return 0;
+	const struct q2_extension *e = q2_image_extension(image, (uint32_t)Q2_EXT_BITMAPS);
+	return e ? q2_extension_bitmaps(image->head + e->offset, e->length, ext, err) : 0;
 }
 
 /* What makes one entry unfit to be shown. */

@@ -21,7 +21,7 @@ struct qcow2_amend_options {
 	uint32_t refcount_bits;       /* 0: as it is */
 	int lazy_refcounts;           /* 1 on, 0 off, -1 as it is */
 	int data_raw;                 /* the same: the external data file alone is the disk at every moment */
-	struct qcow2_bytes data_name; /* data NULL: as it is */
+	struct qcow2_bytes data_name; /* data NULL: as it is; length 0: none is stored any more */
 	bool set_backing; /* as `rebase -u`: the disk becomes what it is over the new backing file */
 	struct qcow2_bytes backing_name, backing_format; /* data NULL: none */
 	bool set_size, shrink;                           /* shrink: a smaller size is meant */

@@ -507,7 +507,7 @@ function image:close() end
 ---@field refcount_bits? integer
 ---@field backing_file? string|false  the stored name alone changes; false: none
 ---@field backing_fmt? "qcow2"|"raw"  a new name needs one
----@field data_file? string           the stored name alone changes
+---@field data_file? string           the stored name alone changes; "": none is stored, it is named at each opening
 ---@field data_file_raw? boolean      on: what the data file lacks of the disk is written there
 ---@field size? qcow2.size
 ---@field shrink? boolean             a smaller size is meant

@@ -17,7 +17,7 @@ local amend = {
       .. "the disk's contents are the same at every instant, whatever happens in between.",
     "backing_file and backing_fmt change the stored name and format and nothing else, as rebase -u does: the disk then "
       .. "shows what it is over the new backing file. data_file_raw=on writes what an external data file lacks of the "
-      .. "disk; data_file only changes the stored name.",
+      .. "disk; data_file only changes the stored name; an empty one removes it.",
   },
   options = {
     { short = "o", long = "options", arg = "OPTIONS", many = true,
@@ -83,7 +83,7 @@ end
 
 function read.data_file(o, value)
   o.data_file = value
-  return value ~= "" and not value:find("\0", 1, true), "The data file's name is empty"
+  return not value:find("\0", 1, true), "The data file's name has a NUL in it"
 end
 
 for _, name in ipairs({ "lazy_refcounts", "data_file_raw" }) do
