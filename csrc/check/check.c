@@ -246,6 +246,7 @@ void qcow2_check_free(struct qcow2_check *check)
 	q2_vec_free(&check->snapshots);
 	q2_vec_free(&check->l2);
 	q2_vec_free(&check->far_wrong);
+	q2_vec_free(&check->same_names);
 	pthread_mutex_destroy(&check->lock);
 	q2_hold_end(&check->hold);
 	qcow2_image_unref(check->image);

@@ -75,10 +75,12 @@ struct qcow2_check {
 	size_t l2_compact;       /* as many of them were sorted and unique the last time */
 	uint64_t *reftable;      /* host order; offsets of blocks that can be followed, else 0 */
 	uint32_t reftable_entries;
-	uint64_t entries;        /* so many of them, some perhaps past the table's end, are compared */
-	uint64_t aliased;        /* bytes of refcount blocks that may still be read a second time */
-	uint64_t highest;        /* number of the last cluster in use + 1 */
-	bool wrong;              /* some cluster is marked Q2_WORD_WRONG or has no place: look at COPIED */
+	uint64_t entries; /* so many of them, some perhaps past the table's end, are compared */
+	uint64_t aliased; /* bytes of refcount blocks that may still be read a second time */
+	uint64_t highest; /* number of the last cluster in use + 1 */
+	bool wrong;       /* some cluster is marked Q2_WORD_WRONG or has no place: look at COPIED */
+	struct q2_vec
+		same_names; /* uint64_t, sorted: directory entries of bitmaps whose name one before has */
 	struct q2_vec far_wrong; /* struct q2_run_of_words, sorted: far ones that are, word = stored count */
 
 	unsigned threads;
@@ -175,6 +177,13 @@ const struct q2_extension *q2_side_extension(const struct qcow2_check *check, ui
 /* Can an entry of the bitmap directory, of a bitmap table say that? */
 bool q2_side_bitmap_possible(const struct qcow2_check *check, const struct q2_bitmap_record *record);
 bool q2_side_bits_possible(const struct qcow2_check *check, uint64_t entry);
+
+/* Does something refer to a place behind the end of the file, but for problems that are flagged in `mended` (by kind; NULL:
+ * none)? Then what is counted there is not leaked. (compare.c) */
+bool q2_check_points_outside(const struct qcow2_check *check, const uint8_t *mended);
+
+/* Has a bitmap before the one whose directory entry lies at `at` the same name? */
+bool q2_side_has_same_name(const struct qcow2_check *check, uint64_t at);
 
 /* ---- passes: each gives *more = call again ---- */
 

@@ -115,7 +115,6 @@ static uint64_t entries_to_compare(const struct qcow2_check *check)
 	uint64_t each = 1ull << check->geo->refblock_bits, count = check->reftable_entries;
 	while (count && !check->reftable[count - 1])
 		count--;
-	count = q2_min(count, q2_div_up(check->census.clusters, each));
 	return q2_max(count, q2_div_up(check->census.dense_count, each));
 }
 
@@ -324,8 +323,23 @@ static void compare_far(struct bench *bench, uint64_t from, uint64_t to, const u
 	}
 }
 
-/* Clusters [from, to) beside `counts`, NULL: all are stored as 0. */
-static void compare(struct bench *bench, uint64_t from, uint64_t to, const uint8_t *counts)
+bool q2_check_points_outside(const struct qcow2_check *check, const uint8_t *mended)
+{
+	static const enum qcow2_problem outside[] = {
+		QCOW2_PROBLEM_L1_OUTSIDE,     QCOW2_PROBLEM_L2_OUTSIDE,
+		QCOW2_PROBLEM_DATA_OUTSIDE,   QCOW2_PROBLEM_COMPRESSED_OUTSIDE,
+		QCOW2_PROBLEM_CRYPTO_OUTSIDE, QCOW2_PROBLEM_SNAPSHOT_TABLE,
+		QCOW2_PROBLEM_BITMAP_TABLE,   QCOW2_PROBLEM_BITMAP_TABLE_ENTRY,
+		QCOW2_PROBLEM_OVERLAP,
+	};
+	bool found = !mended && check->report.sum.incomplete;
+	for (size_t i = 0; i < sizeof outside / sizeof *outside; i++)
+		found = found || (check->report.sum.found[outside[i]] && !(mended && mended[outside[i]]));
+	return found;
+}
+
+/* Clusters [from, to) beside `counts`, NULL: all are stored as 0. `aliased`: counts of other clusters too. */
+static void compare(struct bench *bench, uint64_t from, uint64_t to, const uint8_t *counts, bool aliased)
 {
 	const struct q2_census *census = &bench->check->census;
 	uint64_t end = q2_min(to, census->clusters), middle = q2_min(end, census->dense_count);
@@ -334,6 +348,14 @@ static void compare(struct bench *bench, uint64_t from, uint64_t to, const uint8
 	uint64_t far = q2_max(from, middle);
 	if (far < end)
 		compare_far(bench, far, end, counts, far - from);
+	/* Behind the end of the file is nothing that could be referred to. */
+	unsigned order = bench->check->geo->refcount_order;
+	bool behind = counts && !aliased && !q2_check_points_outside(bench->check, NULL);
+	for (uint64_t c = q2_max(from, end); behind && c < to; c++) {
+		c = from + next_count(counts, c - from, to - from, order);
+		if (c < to)
+			report_counts(bench, c, 1, q2_refcount_get(counts, c - from, order), 0);
+	}
 }
 
 /* An aliased block is read as long as there is budget for it. */
@@ -364,6 +386,7 @@ static int compare_block(struct bench *bench, struct q2_hand *hand, uint64_t ind
 	int rc = 0;
 	if (block && !may_read(check, block, bench->report))
 		return 0;
+	bool aliased = check->report.sum.found[QCOW2_PROBLEM_REFBLOCK_SHARED];
 	block &= ~Q2_REFTABLE_ALIAS;
 	if (block) {
 		bool unread;
@@ -371,15 +394,15 @@ static int compare_block(struct bench *bench, struct q2_hand *hand, uint64_t ind
 		while ((rc = q2_scan_next(scan, Q2_PIECE, &at, &length, err)) > 0) {
 			uint64_t from = first + ((at - block) << 3 >> g->refcount_order);
 			uint64_t to = first + ((at - block + length) << 3 >> g->refcount_order);
-			compare(bench, next, from, NULL);
+			compare(bench, next, from, NULL, false);
 			q2_sweep_read(check, bench->report, at, hand->buffer, length, &unread);
 			/* What could not be read is not compared. */
 			if (!unread)
-				compare(bench, from, to, hand->buffer);
+				compare(bench, from, to, hand->buffer, aliased);
 			next = to;
 		}
 	}
-	compare(bench, next, end, NULL);
+	compare(bench, next, end, NULL, false);
 	return rc;
 }
 
@@ -400,7 +423,7 @@ static int compare_unit(struct qcow2_check *check, struct q2_hand *hand, size_t 
 		rc = compare_block(&bench, hand, i, &scan, err);
 	/* Behind the last block there are only runs. */
 	if (!rc && (unit + 1) * each >= entries)
-		compare(&bench, entries << check->geo->refblock_bits, check->census.clusters, NULL);
+		compare(&bench, entries << check->geo->refblock_bits, check->census.clusters, NULL, false);
 
 	pthread_mutex_lock(&check->lock);
 	check->highest = q2_max(check->highest, bench.highest);

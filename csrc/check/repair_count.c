@@ -209,9 +209,16 @@ static int sweep_block(struct qcow2_repair *repair, uint64_t index, bool raise, 
 	if (rc)
 		return rc;
 	memcpy(fresh, old, g->cluster_size);
-	for (uint64_t i = 0; i < 1ull << g->refblock_bits && first + i < repair->end; i++) {
+	for (uint64_t i = 0; i < 1ull << g->refblock_bits; i++) {
 		uint64_t stored = q2_refcount_get(old, i, g->refcount_order);
-		uint64_t count = decide(repair, first + i, q2_census_get(&repair->will, first + i), stored);
+		/* What is counted behind the end of the file is leaked. */
+		uint64_t count =
+			first + i < repair->end
+				? decide(repair, first + i, q2_census_get(&repair->will, first + i), stored)
+			: repair->lower && !repair->incomplete &&
+					!q2_check_points_outside(repair->check, repair->wanted)
+				? 0
+				: stored;
 		if (count > stored || (count < stored && !raise))
 			q2_refcount_set(fresh, i, g->refcount_order, count);
 	}
@@ -222,8 +229,7 @@ static int sweep_block(struct qcow2_repair *repair, uint64_t index, bool raise, 
 
 static int sweep(struct qcow2_repair *repair, bool raise, bool *more, struct qcow2_error *err)
 {
-	uint64_t entries = q2_min(repair->check->reftable_entries,
-				  ((repair->end - 1) >> repair->geo->refblock_bits) + 1);
+	uint64_t entries = repair->check->reftable_entries;
 	uint64_t stop = q2_min(repair->position + 64, entries);
 	int rc = 0;
 	for (; !rc && repair->position < stop; repair->position++)

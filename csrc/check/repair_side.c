@@ -164,7 +164,14 @@ static int plan_snapshots(struct qcow2_repair *repair, struct qcow2_error *err)
 		return 0;
 	}
 	bool fits = q2_sweep_fits(check, at, Q2_SNAPSHOT_FIXED);
-	for (; fits && index < h->nb_snapshots; index++) {
+	uint32_t most = q2_min(h->nb_snapshots, Q2_MAX_SNAPSHOTS);
+	if (h->nb_snapshots > most) {
+		if (q2_repair_wants(repair, QCOW2_PROBLEM_SNAPSHOT_SURPLUS))
+			repair->snapshots_change = true;
+		else
+			repair->snapshots_frozen = true;
+	}
+	for (; fits && index < most; index++) {
 		uint8_t fixed[Q2_SNAPSHOT_FIXED];
 		struct q2_snapshot_record r;
 		if (stop - at < sizeof fixed)
@@ -187,7 +194,7 @@ static int plan_snapshots(struct qcow2_repair *repair, struct qcow2_error *err)
 			return rc;
 		at += r.length;
 	}
-	if (index < h->nb_snapshots) {
+	if (index < most) {
 		if (q2_repair_wants(repair, QCOW2_PROBLEM_SNAPSHOT_TABLE)) {
 			repair->snapshots_change = true;
 		} else {
@@ -266,7 +273,7 @@ static int walk_bits(struct qcow2_repair *repair, const struct q2_bitmap_record 
 }
 
 static int plan_bitmap(struct qcow2_repair *repair, const uint8_t *bytes, const struct q2_bitmap_record *r,
-		       struct qcow2_error *err)
+		       bool same_name, struct qcow2_error *err)
 {
 	uint64_t table_bytes = (uint64_t)r->table_entries * 8;
 	bool fits = !table_bytes || q2_sweep_fits(repair->check, r->table_offset, table_bytes);
@@ -278,6 +285,7 @@ static int plan_bitmap(struct qcow2_repair *repair, const uint8_t *bytes, const 
 	     q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_ENTRY)) ||
 	    (r->extra_length && q2_repair_asked(repair, QCOW2_PROBLEM_BITMAP_EXTRA)) ||
 	    ((r->flags & Q2_BITMAP_IN_USE) && q2_repair_asked(repair, QCOW2_PROBLEM_BITMAP_IN_USE)) ||
+	    (same_name && q2_repair_asked(repair, QCOW2_PROBLEM_BITMAP_SAME_NAME)) ||
 	    (!fits && q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_TABLE)) ||
 	    (verdict.broken && q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_TABLE_ENTRY))) {
 		repair->bitmaps_change = true;
@@ -341,11 +349,14 @@ static int plan_directory(struct qcow2_repair *repair, const struct q2_bitmaps_e
 		if (rc)
 			return rc;
 		q2_record_bitmap(bytes, r.length, &r);
-		rc = plan_bitmap(repair, bytes, &r, err);
+		rc = plan_bitmap(repair, bytes, &r, q2_side_has_same_name(repair->check, at), err);
 		if (rc)
 			return rc;
 		at += r.length;
 	}
+	repair->bitmaps_change |= at < stop && !frozen &&
+				  repair->check->report.sum.found[QCOW2_PROBLEM_BITMAP_DIRECTORY_SIZE] &&
+				  q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_DIRECTORY_SIZE);
 	repair->bitmaps_change |= moves_away(repair, ext->directory_offset, ext->directory_size);
 	if (frozen && repair->bitmaps_change)
 		return q2_error_set(err, QCOW2_E_CONFLICT, ext->directory_offset,

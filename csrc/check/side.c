@@ -26,10 +26,15 @@ static int count_crypto(struct qcow2_check *check, struct qcow2_error *err)
 		return 0;
 	const struct q2_extension *e = q2_side_extension(check, (uint32_t)Q2_EXT_ENCRYPTION);
 	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_CRYPTO_OUTSIDE);
-	if (!e || e->length < 16) {
-		add(check, finding);
-		return 0;
+	if (e && e->length != 16) {
+		finding.problem = QCOW2_PROBLEM_CRYPTO_POINTER;
+		finding.entry_offset = e->offset;
 	}
+	if (!e || e->length != 16)
+		add(check, finding);
+	if (!e || e->length < 16)
+		return 0;
+	finding = q2_report_blank(QCOW2_PROBLEM_CRYPTO_OUTSIDE);
 	uint64_t at = q2_load64(check->image->head + e->offset);
 	uint64_t length = q2_load64(check->image->head + e->offset + 8);
 	if (!q2_sweep_fits(check, at, length)) {
@@ -145,7 +150,12 @@ int q2_side_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error 
 	struct window window = {.stop = q2_min(q2_round_up(check->file_length, 8),
 					       at + Q2_MAX_SNAPSHOT_TABLE),
 				.bytes = check->hands[0].buffer};
-	for (; fits && index < h->nb_snapshots; index++) {
+	uint32_t most = q2_min(h->nb_snapshots, Q2_MAX_SNAPSHOTS);
+	if (h->nb_snapshots > most) {
+		struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_SNAPSHOT_SURPLUS);
+		add(check, finding);
+	}
+	for (; fits && index < most; index++) {
 		struct q2_snapshot_record r;
 		uint64_t room;
 		const uint8_t *bytes = look_at(check, &window, at, RECORD_HEAD, &room);
@@ -159,7 +169,7 @@ int q2_side_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error 
 			return rc;
 		at += r.length;
 	}
-	if (index < h->nb_snapshots) {
+	if (index < most) {
 		struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_SNAPSHOT_TABLE);
 		finding.snapshot = index;
 		finding.host_offset = at;
@@ -229,27 +239,105 @@ static int judge_bitmap(struct qcow2_check *check, uint32_t index, uint64_t at,
 	return 0;
 }
 
+/* What a name is known by: two bitmaps of one name have the same. */
+struct name_mark {
+	uint64_t hash[2], at; /* of the entry */
+	uint32_t index;
+};
+
+static int by_name(const void *a, const void *b)
+{
+	const struct name_mark *x = a, *y = b;
+	for (int i = 0; i < 2; i++)
+		if (x->hash[i] != y->hash[i])
+			return x->hash[i] < y->hash[i] ? -1 : 1;
+	return (x->index > y->index) - (x->index < y->index);
+}
+
+static int by_place(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+	return (x > y) - (x < y);
+}
+
+static int mark_name(struct q2_vec *names, const uint8_t *name, size_t length, uint64_t at, uint32_t index,
+		     struct qcow2_error *err)
+{
+	struct name_mark *mark = q2_vec_push(names, sizeof *mark);
+	if (!mark)
+		return q2_error_nomem(err);
+	*mark = (struct name_mark){{0xcbf29ce484222325, length}, at, index};
+	for (size_t i = 0; i < length; i++) {
+		mark->hash[0] = (mark->hash[0] ^ name[i]) * 0x100000001b3;
+		mark->hash[1] = (mark->hash[1] + name[i] + 1) * 0x9e3779b97f4a7c15;
+	}
+	return 0;
+}
+
+/* Of several bitmaps of one name the first has it. */
+static int find_same_names(struct qcow2_check *check, struct q2_vec *names, struct qcow2_error *err)
+{
+	struct name_mark *marks = names->items;
+	if (names->count)
+		qsort(marks, names->count, sizeof *marks, by_name);
+	for (size_t i = 1; i < names->count; i++) {
+		if (memcmp(marks[i].hash, marks[i - 1].hash, sizeof marks->hash) != 0)
+			continue;
+		struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_SAME_NAME);
+		finding.index = marks[i].index;
+		finding.entry_offset = marks[i].at;
+		add(check, finding);
+		uint64_t *at = q2_vec_push(&check->same_names, sizeof *at);
+		if (!at)
+			return q2_error_nomem(err);
+		*at = marks[i].at;
+	}
+	if (check->same_names.count)
+		qsort(check->same_names.items, check->same_names.count, sizeof(uint64_t), by_place);
+	return 0;
+}
+
+bool q2_side_has_same_name(const struct qcow2_check *check, uint64_t at)
+{
+	return check->same_names.count &&
+	       bsearch(&at, check->same_names.items, check->same_names.count, sizeof at, by_place);
+}
+
 static int read_directory(struct qcow2_check *check, const struct q2_bitmaps_ext *ext, struct q2_vec *tables,
 			  struct qcow2_error *err)
 {
 	struct window window = {.stop = ext->directory_offset + ext->directory_size,
 				.bytes = check->hands[0].buffer};
 	uint64_t at = ext->directory_offset;
-	for (uint32_t i = 0; i < ext->count; i++) {
+	struct q2_vec names = {0};
+	int rc = 0;
+	for (uint32_t i = 0; i < ext->count && !rc; i++) {
 		struct q2_bitmap_record r;
 		uint64_t room;
 		const uint8_t *bytes = look_at(check, &window, at, Q2_BITMAP_FIXED, &room);
-		if (room < Q2_BITMAP_FIXED)
+		if (room >= Q2_BITMAP_FIXED)
+			q2_record_bitmap(bytes, room, &r);
+		if (room < Q2_BITMAP_FIXED || r.length > window.stop - at) {
+			q2_vec_free(&names);
 			return broken_directory(check, i, at);
-		q2_record_bitmap(bytes, room, &r);
-		if (r.length > window.stop - at)
-			return broken_directory(check, i, at);
-		int rc = judge_bitmap(check, i, at, &r, tables, err);
-		if (rc)
-			return rc;
+		}
+		rc = judge_bitmap(check, i, at, &r, tables, err);
+		if (!rc && r.name_length <= Q2_MAX_BITMAP_NAME) {
+			bytes = look_at(check, &window, at + r.name_at, r.name_length, &room);
+			rc = mark_name(&names, bytes, r.name_length, at, i, err);
+		}
 		at += r.length;
 	}
-	return 0;
+	if (!rc)
+		rc = find_same_names(check, &names, err);
+	q2_vec_free(&names);
+	if (!rc && at < window.stop) {
+		struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_DIRECTORY_SIZE);
+		finding.host_offset = at;
+		finding.host_length = window.stop - at;
+		add(check, finding);
+	}
+	return rc;
 }
 
 bool q2_side_bits_possible(const struct qcow2_check *check, uint64_t entry)

@@ -219,9 +219,6 @@ int q2_header_check(const struct qcow2_header *h, uint64_t file_length, struct q
 		return q2_error_set(err, QCOW2_E_CORRUPT, 36,
 				    "L1 table is too small: %" PRIu32 " entries, the disk needs %" PRIu64,
 				    h->l1_size, g.l1_needed);
-	if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
-		return q2_error_set(err, QCOW2_E_CORRUPT, 60, "Snapshot table too large: %" PRIu32 " entries",
-				    h->nb_snapshots);
 	return 0;
 }
 
@@ -231,6 +228,9 @@ int q2_header_check_places(const struct qcow2_header *h, uint64_t file_length, s
 	if (reftable_bytes == 0)
 		return q2_error_set(err, QCOW2_E_CORRUPT, 56,
 				    "Image does not contain a reference count table");
+	if (h->nb_snapshots > Q2_MAX_SNAPSHOTS)
+		return q2_error_set(err, QCOW2_E_CORRUPT, 60, "Snapshot table too large: %" PRIu32 " entries",
+				    h->nb_snapshots);
 	int rc = check_table(h, "Reference count table", h->refcount_table_offset, reftable_bytes,
 			     file_length, err);
 	if (!rc)

@@ -256,7 +256,18 @@ local damages = {
     os.remove(path .. ".data")
   end, { ["data-file-unseen"] = 1 }, nil, 0 },
 
+  -- What is counted that is not there.
+  { "clusters that are counted behind the end of the file", function(path)
+    two(path)
+    poke.u16(path, refcount_at(100), 1)
+    poke.u16(path, refcount_at(20000), 3)
+  end, { leak = 2 }, 0, 3 },
+
   -- Snapshots.
+  { "an encryption header's extension of another length", function(path)
+    forge.write(path, { header = { crypt_method = 2 }, extensions = { { type = 0x0537be77,
+      data = string.pack(">I8I8I8", 65536, 0, 0) } } })
+  end, { ["crypto-pointer"] = 1 }, nil, 2 },
   { "a snapshot table that ends with the file", function(path)
     local at = snapshots(path, { { name = ("n"):rep(60000) }, { name = ("m"):rep(60000) } })
     poke.truncate(path, at.snapshot_table + CLUSTER)
@@ -309,6 +320,12 @@ local damages = {
   { "a bitmap table entry behind the end of the file", function(path)
     with_bitmap(path, { entries = { [0] = 1 << 30 } })
   end, { ["bitmap-table-entry"] = 1 }, 2 },
+  { "a bitmap directory that is longer than its entries", function(path)
+    with_bitmap(path, { entries = { [0] = "x" } }, { directory_size = 64 })
+  end, { ["bitmap-directory-size"] = 1 }, nil, 2 },
+  { "two bitmaps of one name", function(path)
+    forge.write(path, { bitmaps = { { name = "twin", entries = { [0] = "x" } }, { name = "other" }, { name = "twin" } } })
+  end, { ["bitmap-same-name"] = 1 }, nil, 2 },
   { "a bitmap with extra data", function(path)
     with_bitmap(path, { flags = 4, extra = "unknown." })
   end, { ["bitmap-extra"] = 1 }, nil, 0 },

@@ -1,0 +1,32 @@
+-- SPDX-License-Identifier: MIT
+-- A header that tells of more snapshots than any program reads: check finds it, a repair drops the surplus.
+local forge = require("spec.support.forge")
+local poke = require("spec.support.poke")
+local qcow2 = require("qcow2")
+local qemu = require("spec.support.qemu")
+local sh = require("spec.support.sh")
+local tmp = require("spec.support.tmp")
+
+describe("More than 65,536 snapshots", function()
+  it("are found, and all behind the first 65,536 are dropped by a repair", function()
+    local path, list = tmp.path(), {}
+    for i = 1, 65539 do list[i] = { id = tostring(i), name = "s" .. i, l1_size = 0 } end
+    forge.write(path, { clusters = { [0] = { data = "a" } }, snapshots = list })
+    local message, kind = select(2, qcow2.open(path))
+    assert.equal("corrupt", kind, message)
+    local img = assert(qcow2.open(path, { mode = "rw", damaged = true }))
+    local report = assert(img:check())
+    assert.equal(1, report.found["snapshot-surplus"])
+    assert(img:repair({ all = true }))
+    assert(img:close())
+    assert.equal(65536, poke.get_u32(path, 60))
+    img = assert(qcow2.open(path))
+    assert.equal(65536, #img.snapshots)
+    assert.equal("s65536", img.snapshots[65536].name)
+    assert.equal("a", img:read(0, 1))
+    assert.equal(0, img:check().corruptions)
+    assert(img:close())
+    assert.equal(0, sh.qcow2({ "check", path }).code)
+    assert.equal(0, qemu.img({ "info", "-f", "qcow2", path }).code)
+  end)
+end)
