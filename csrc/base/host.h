@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 /* How long a step of long work takes, about: often enough for a progress display. */
-#define Q2_STEP_NSEC 100000000u
+#define Q2_STEP_NSEC 2000000u
 
 /* Nanoseconds of a clock that only goes forward. */
 uint64_t q2_host_now(void);

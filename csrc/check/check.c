@@ -122,6 +122,9 @@ static int prepare(struct qcow2_check *check, struct qcow2_error *err)
 {
 	uint64_t spent;
 	int rc = qcow2_store_length(check->store, &check->file_length, err);
+	/* A table that a device has lost, of a disk that holds nothing, is zeros behind the end. */
+	if (check->image->lost_l1)
+		check->file_length = q2_max(check->file_length, check->image->meta.file_length);
 	if (!rc)
 		rc = qcow2_store_allocated(check->store, &spent, err);
 	if (rc)

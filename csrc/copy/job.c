@@ -28,6 +28,13 @@ static bool wait_turn_of_rate(struct qcow2_job *job, uint64_t deadline)
 	return !late;
 }
 
+/* Has so much more been done since the step began that it is worth telling? */
+static bool is_news(const struct qcow2_job *job)
+{
+	uint64_t done = atomic_load_explicit(&job->done, memory_order_relaxed);
+	return done > job->told && done - job->told >= job->end / 100;
+}
+
 static void send_units(struct qcow2_job *job, uint64_t deadline)
 {
 	while (!all_listed(job)) {
@@ -43,7 +50,7 @@ static void send_units(struct qcow2_job *job, uint64_t deadline)
 			q2_pool_submit(job->pool);
 			job->sent += job->weight;
 		}
-		if (q2_host_now() >= deadline)
+		if (q2_host_now() >= deadline || is_news(job))
 			return;
 		if (!unit)
 			q2_pool_wait_room(job->pool, deadline);
@@ -71,13 +78,14 @@ static void conclude(struct qcow2_job *job)
 int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
 	uint64_t deadline = q2_host_now() + Q2_STEP_NSEC;
+	job->told = atomic_load_explicit(&job->done, memory_order_relaxed);
 	if (job->phase == Q2_JOB_RUNNING) {
 		send_units(job, deadline);
-		if (all_listed(job)) {
-			q2_pool_wait_idle(job->pool, deadline);
-			if (q2_pool_idle(job->pool))
-				conclude(job);
-		}
+		while (all_listed(job) && !q2_pool_idle(job->pool) && !is_news(job) &&
+		       q2_host_now() < deadline)
+			q2_pool_wait_unit(job->pool, deadline);
+		if (all_listed(job) && q2_pool_idle(job->pool))
+			conclude(job);
 	}
 	if (job->phase == Q2_JOB_FAILED) {
 		if (err)

@@ -37,6 +37,7 @@ struct qcow2_job {
 	uint64_t weight;        /* of the unit filled last */
 	struct qcow2_error failure; /* of the listing until all units are done, then the job's */
 	atomic_uint_least64_t done; /* bytes of the disk dealt with; workers count up too */
+	uint64_t told;              /* of them when the step began */
 };
 
 /* As qcow2_copy_lost, for copies into images (copy_image.c). */

@@ -255,6 +255,16 @@ void q2_pool_wait_idle(struct q2_pool *pool, uint64_t deadline)
 	pthread_mutex_unlock(&pool->lock);
 }
 
+void q2_pool_wait_unit(struct q2_pool *pool, uint64_t deadline)
+{
+	struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000u),
+				 .tv_nsec = (long)(deadline % 1000000000u)};
+	pthread_mutex_lock(&pool->lock);
+	if (!has_ended(pool))
+		pthread_cond_timedwait(&pool->done, &pool->lock, &until);
+	pthread_mutex_unlock(&pool->lock);
+}
+
 bool q2_pool_idle(struct q2_pool *pool)
 {
 	pthread_mutex_lock(&pool->lock);

@@ -48,6 +48,9 @@ void q2_pool_wait_room(struct q2_pool *pool, uint64_t deadline);
 /* Sleeps until the pool is idle, or `deadline`. */
 void q2_pool_wait_idle(struct q2_pool *pool, uint64_t deadline);
 
+/* Sleeps until one more unit is finished, the pool is idle, or `deadline`. */
+void q2_pool_wait_unit(struct q2_pool *pool, uint64_t deadline);
+
 /* Nothing submitted is unfinished. */
 bool q2_pool_idle(struct q2_pool *pool);
 

@@ -273,7 +273,7 @@ static int plan_tables(struct q2_create *c, struct qcow2_error *err)
 	if (!o->data_name.data)
 		c->data_at = q2_host_at(c->l2_at + c->l2_tables * cluster);
 	/* Without tables behind it the L1 table's last cluster need not be whole. */
-	c->length = map ? c->clusters * cluster : l1_at + l1_bytes;
+	c->length = map ? c->clusters * cluster : q2_round_up(l1_at + l1_bytes, SECTOR);
 	return 0;
 too_large:
 	return refuse(

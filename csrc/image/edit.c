@@ -291,6 +291,17 @@ int qcow2_image_flush(struct qcow2_image *image, struct qcow2_error *err)
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
+/* Devices and programs that move images by sectors see all of a file that ends with one. */
+static int round_length(struct qcow2_image *image, struct qcow2_error *err)
+{
+	uint64_t length;
+	int rc = qcow2_store_length(image->store, &length, err);
+	if (rc || length % 512 == 0 || qcow2_store_is_device(image->store))
+		return rc;
+	image->meta.unsynced = true;
+	return qcow2_store_resize(image->store, q2_round_up(length, 512), err);
+}
+
 int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
@@ -299,6 +310,8 @@ int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 	int rc = q2_commit_check(meta, err);
 	if (!rc)
 		rc = q2_track_end(image, err);
+	if (!rc && image->prepared && !image->raw)
+		rc = round_length(image, err);
 	rc = rc ? q2_image_blame(image, rc, err) : qcow2_image_flush(image, err);
 	if (!rc && (meta->header.incompatible_features & Q2_INCOMPATIBLE_DIRTY)) {
 		/* Every count is on disk before the bit that excused them goes. */
@@ -327,6 +340,8 @@ int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err
 	int rc = q2_track_end(image, err);
 	if (!rc)
 		rc = q2_commit_flush(meta, err);
+	if (!rc)
+		rc = round_length(image, err);
 	/* Everything first, the magic last: when the caller wants it on disk, in that order there too. */
 	if (!rc && flush) {
 		/* Who made the file flushed nothing either. */

@@ -28,6 +28,7 @@ struct qcow2_image {
 	struct q2_map map;
 
 	struct q2_vec tracks; /* bitmaps that follow writes (bitmap_track.c) */
+	bool lost_l1;         /* the L1 table lay behind a device's end; it says nothing (open.c) */
 	bool held;            /* by a job (hold.c) */
 	bool begun;           /* qcow2_image_begin succeeded */
 	bool prepared;        /* what has to be on disk before any change is */

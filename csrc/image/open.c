@@ -119,8 +119,33 @@ int q2_image_reload_head(struct qcow2_image *image, struct qcow2_error *err)
 	return rc ? rc : read_names(image, err);
 }
 
+enum { SECTOR = 512 };
+
 /* How an image may be. */
 enum state { SOUND, DAMAGED, HIDDEN };
+
+/*
+ * Devices end with a sector, and lose what an image has behind it: with files that end with their L1 table, its few
+ * entries. Where nothing but the header and reference counts is in the file, the table says nothing.
+ */
+static int find_lost_l1(struct qcow2_image *image, bool *lost, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	const struct qcow2_header *h = &meta->header;
+	uint64_t clusters = meta->file_length >> h->cluster_bits, known = 1ull + h->refcount_table_clusters;
+	uint64_t bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
+	*lost = false;
+	if (!h->l1_size || h->l1_table_offset != meta->file_length || h->l1_size * 8ull >= SECTOR ||
+	    !clusters || known > clusters || !q2_fits(h->refcount_table_offset, bytes, meta->file_length))
+		return 0;
+	q2_auto uint8_t *table = q2_new(bytes, 1);
+	int rc = table ? qcow2_store_read(image->store, h->refcount_table_offset, table, bytes, err)
+		       : q2_error_nomem(err);
+	for (uint64_t at = 0; !rc && at < bytes; at += 8)
+		known += q2_load64(table + at) != 0;
+	*lost = !rc && known == clusters;
+	return rc;
+}
 
 static int open_header(struct qcow2_image *image, enum state state, struct qcow2_error *err)
 {
@@ -137,6 +162,10 @@ static int open_header(struct qcow2_image *image, enum state state, struct qcow2
 		rc = q2_header_parse(start, q2_min(sizeof start, meta->file_length), &meta->header, err);
 	if (!rc)
 		rc = q2_header_check(&meta->header, meta->file_length, err);
+	if (!rc)
+		rc = find_lost_l1(image, &image->lost_l1, err);
+	if (image->lost_l1) /* behind the end of a file is zeros */
+		meta->file_length += meta->header.l1_size * 8ull;
 	if (!rc && state != DAMAGED)
 		rc = q2_header_check_places(&meta->header, meta->file_length, err);
 	if (rc)

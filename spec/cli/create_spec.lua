@@ -175,7 +175,9 @@ describe("create", function()
       sh.spit(dir .. "/x", old)
       assert.equal(0, create("-q", "-f", "qcow2", "x", "1M").code)
       sh.check({ "qemu-img", "create", "-q", "-f", "qcow2", "y", "1M" }, { cwd = dir })
-      assert.is_true(sh.slurp(dir .. "/y") == sh.slurp(dir .. "/x"))
+      -- Ours ends on a sector.
+      local theirs = sh.slurp(dir .. "/y")
+      assert.is_true(theirs .. ("\0"):rep(-#theirs % 512) == sh.slurp(dir .. "/x"))
     end
   end)
 

@@ -156,7 +156,9 @@ describe("qcow2 create beside qemu-img create", function()
         assert.equal(mapped(b, same), mapped(a, same))
       end
       if same then
-        assert.is_nil(judge.bytes(sh.slurp(a), sh.slurp(b), "the image"))
+        -- Ours end on a sector.
+        local bytes = sh.slurp(b)
+        assert.is_nil(judge.bytes(sh.slurp(a), bytes .. ("\0"):rep(-#bytes % 512), "the image"))
       end
       do
         local decoded <close> = decoder.open(a)

@@ -94,7 +94,7 @@ function compare.run(context, values)
   if not b then
     return fail(context, COULD_NOT_OPEN, b_message)
   end
-  local shown = progress.start(context, mode, 2)
+  local shown = progress.start(context, mode, 1)
   local result, message = qcow2.compare(a, b, {
     strict = values.strict,
     progress = mode and function(done, total)

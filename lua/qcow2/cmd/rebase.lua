@@ -79,7 +79,7 @@ local function change(context, values, image, name, mode)
     return nil, ("Could not change the backing file to '%s': backing format must be specified"):format(shown)
   end
   if values.backing_unsafe then
-    local shown_progress = progress.start(context, mode, 2)
+    local shown_progress = progress.start(context, mode, 1)
     local fine, message = image:set_backing(name, values.backing_format)
     shown_progress:finish(fine == true)
     return fine, message and ("Could not change the backing file to '%s': %s"):format(shown, message)
@@ -94,7 +94,7 @@ local function change(context, values, image, name, mode)
   if not job then
     return nil, message
   end
-  return run_job(context, job, mode, 2)
+  return run_job(context, job, mode, 1)
 end
 
 function rebase.run(context, values)
