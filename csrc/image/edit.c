@@ -59,13 +59,19 @@ static int verify_snapshots(struct qcow2_image *image, struct qcow2_error *err)
 						snap.l1_entries, &l1, err);
 		if (!rc)
 			rc = verify_again(&image->meta, "Snapshot L1 table", snap.l1_offset, bytes, err);
-		for (uint32_t j = 0; !rc && j < snap.l1_entries; j++) {
-			uint64_t at = l1[j] & Q2_OFFSET_MASK;
-			if (at)
-				rc = verify_again(&image->meta, "Snapshot L2 table", at, 1, err);
-			if (at && !rc)
-				rc = q2_prove_table(&image->meta, at, err);
-		}
+		uint64_t end = snap.l1_offset + bytes, start = snap.l1_offset, length = 0;
+		do {
+			if (!rc)
+				rc = q2_meta_next_data(&image->meta, start + length, end, &start, &length, err);
+			for (uint64_t j = (start - snap.l1_offset) / 8;
+			     !rc && j < (start - snap.l1_offset + length) / 8; j++) {
+				uint64_t at = l1[j] & Q2_OFFSET_MASK;
+				if (at)
+					rc = verify_again(&image->meta, "Snapshot L2 table", at, 1, err);
+				if (at && !rc)
+					rc = q2_prove_table(&image->meta, at, err);
+			}
+		} while (!rc && length);
 		budget -= rc ? 0 : bytes;
 	}
 	if (!rc && count)
@@ -299,7 +305,8 @@ static int round_length(struct qcow2_image *image, struct qcow2_error *err)
 	if (rc || length % 512 == 0 || qcow2_store_is_device(image->store))
 		return rc;
 	image->meta.unsynced = true;
-	return qcow2_store_resize(image->store, q2_round_up(length, 512), err);
+	rc = qcow2_store_resize(image->store, q2_round_up(length, 512), err);
+	return rc ? q2_commit_fail(&image->meta, rc, err) : 0;
 }
 
 int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
@@ -310,6 +317,8 @@ int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 	int rc = q2_commit_check(meta, err);
 	if (!rc)
 		rc = q2_track_end(image, err);
+	if (!rc && !image->raw)
+		rc = q2_commit_flush(meta, err);
 	if (!rc && image->prepared && !image->raw)
 		rc = round_length(image, err);
 	rc = rc ? q2_image_blame(image, rc, err) : qcow2_image_flush(image, err);

@@ -5,12 +5,16 @@
 #include "base/be.h"
 #include "meta/link.h"
 
-/* Entries of one L2 table, read whole. */
-static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, struct qcow2_error *err)
+/* Entries of one L2 table, read whole. *empty: it is a hole of the file, and was not read. */
+static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, bool *empty, struct qcow2_error *err)
 {
 	uint32_t size = image->meta.geo.cluster_size;
+	uint64_t zeros = 0;
 	int rc = q2_meta_bound(&image->meta, "L2 table", at, size, err);
-	return rc ? rc : qcow2_store_read(image->store, at, bytes, size, err);
+	if (!rc)
+		rc = q2_meta_zeros(&image->meta, at, size, &zeros, err);
+	*empty = zeros == size;
+	return rc || *empty ? rc : qcow2_store_read(image->store, at, bytes, size, err);
 }
 
 /* Counts of guest data change. What is metadata too does not lose its count because an L2 entry says so. */
@@ -88,10 +92,11 @@ int q2_tables_count(struct qcow2_image *image, const uint64_t *l1, uint32_t entr
 		uint64_t at = l1[i] & Q2_OFFSET_MASK;
 		if (!at)
 			continue;
-		int rc = read_l2(image, at, table, err);
+		bool empty;
+		int rc = read_l2(image, at, table, &empty, err);
 		if (!rc)
 			rc = q2_refcount_add(meta, at >> g->cluster_bits, 1, delta, err);
-		if (!rc)
+		if (!rc && !empty)
 			rc = count_entries(meta, table, delta, err);
 		if (!rc)
 			rc = write_counts(meta, err);
@@ -109,12 +114,23 @@ int q2_tables_try(struct qcow2_image *image, const uint64_t *l1, uint32_t entrie
 	int rc = table ? 0 : q2_error_nomem(err);
 	for (uint32_t i = 0; i < entries && !rc && !q2_cache_is_full(&meta->cache); i++) {
 		uint64_t at = l1[i] & Q2_OFFSET_MASK;
+		bool empty = true;
 		if (at)
-			rc = read_l2(image, at, table, err);
-		if (at && !rc)
+			rc = read_l2(image, at, table, &empty, err);
+		if (!empty && !rc)
 			rc = count_entries(meta, table, delta, err);
 	}
 	return rc;
+}
+
+/* An empty table at `to`, inside the file, for which nothing is written. */
+static int leave_hole(struct qcow2_image *image, uint64_t to, struct qcow2_error *err)
+{
+	uint64_t length, end = to + image->meta.geo.cluster_size;
+	int rc = qcow2_store_length(image->store, &length, err);
+	if (!rc && length > to)
+		rc = qcow2_store_punch(image->store, to, q2_min(end, length) - to, err);
+	return rc || length >= end ? rc : qcow2_store_resize(image->store, end, err);
 }
 
 void q2_tables_free(struct q2_tables *t)
@@ -197,13 +213,17 @@ int q2_tables_write(struct qcow2_image *image, struct q2_tables *t, const uint64
 			used = 0;
 		}
 		int rc = 0;
+		bool empty = true, bare = !t->full;
 		if (from)
-			rc = read_l2(image, from, table, err);
-		else
+			rc = read_l2(image, from, table, &empty, err);
+		if (empty && !bare)
 			memset(table, 0, g->cluster_size);
-		if (!rc && convert)
+		/* No conversion makes something of entries that are nothing, but in a table that is to be full. */
+		if (!rc && convert && !(empty && bare))
 			rc = convert(image, (uint64_t)i << (g->cluster_bits + g->l2_bits), table, err);
-		if (!rc)
+		if (!rc && empty && bare)
+			rc = leave_hole(image, to, err);
+		else if (!rc)
 			rc = qcow2_store_write(image->store, to, table, g->cluster_size, err);
 		if (rc)
 			return rc;

@@ -173,6 +173,23 @@ int q2_cache_get(struct q2_cache *cache, q2_host at, uint8_t **bytes, struct qco
 	return rc;
 }
 
+bool q2_cache_has(const struct q2_cache *cache, q2_host at)
+{
+	return find(cache, at.v) != NULL;
+}
+
+uint64_t q2_cache_unchanged(const struct q2_cache *cache, q2_host at, uint64_t length)
+{
+	uint64_t end = at.v + length;
+	for (uint64_t slice = q2_round_down(at.v, cache->slice); cache->dirty && slice < end;
+	     slice += cache->slice) {
+		const struct q2_slot *slot = find(cache, slice);
+		if (slot && slot->dirty)
+			return slice > at.v ? slice - at.v : 0;
+	}
+	return length;
+}
+
 static void mark(struct q2_cache *cache, struct q2_slot *slot, enum q2_table kind)
 {
 	cache->dirty += !slot->dirty;

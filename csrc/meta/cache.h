@@ -51,6 +51,12 @@ void q2_cache_free(struct q2_cache *cache);
  */
 int q2_cache_get(struct q2_cache *cache, q2_host at, uint8_t **bytes, struct qcow2_error *err);
 
+/* Is the slice at `at` in memory? */
+bool q2_cache_has(const struct q2_cache *cache, q2_host at);
+
+/* How many bytes from `at` on, at most `length`, the cache has no changes of. */
+uint64_t q2_cache_unchanged(const struct q2_cache *cache, q2_host at, uint64_t length);
+
 /* The same for writing: the slice is dirty from now on. */
 int q2_cache_edit(struct q2_cache *cache, q2_host at, enum q2_table kind, uint8_t **bytes,
 		  struct qcow2_error *err);

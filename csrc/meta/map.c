@@ -116,6 +116,25 @@ static int slice_of(struct q2_map *map, const struct place *p, const uint8_t **e
 	return 0;
 }
 
+/*
+ * How many entries from the place on are zeros that nobody wrote and that need not be read; 0 where the slice is in memory
+ * or may hold something.
+ */
+static int unwritten(struct q2_map *map, const struct place *p, uint32_t *count, struct qcow2_error *err)
+{
+	struct q2_meta *meta = map->meta;
+	const struct q2_geometry *g = &meta->geo;
+	uint32_t byte = p->l2_index * g->l2_entry_size;
+	uint64_t zeros;
+	*count = 0;
+	if (q2_cache_has(&meta->cache, q2_host_at(p->l2_at + q2_round_down(byte, meta->cache.slice))))
+		return 0;
+	int rc = q2_meta_zeros(meta, p->l2_at + byte, g->cluster_size - byte, &zeros, err);
+	if (!rc)
+		*count = (uint32_t)(zeros / g->l2_entry_size);
+	return rc;
+}
+
 static inline struct q2_entry entry_at(const struct q2_geometry *g, const uint8_t *bytes)
 {
 	return q2_entry_decode(g, q2_load64(bytes), g->extended_l2 ? q2_load64(bytes + 8) : 0);
@@ -270,9 +289,17 @@ int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_ru
 	uint32_t within = (uint32_t)(start.v - cluster.v);
 	struct place p = place_of(map, start);
 	const uint8_t *bytes;
-	uint32_t left;
+	uint32_t left, zeros = 0;
 
-	if (p.l2_at) {
+	if (p.l2_at)
+		rc = unwritten(map, &p, &zeros, err);
+	if (rc)
+		return rc;
+	if (zeros) {
+		*run = (struct q2_run){.kind = Q2_SUB_UNALLOCATED,
+				       .length = ((uint64_t)zeros << g->cluster_bits) - within};
+		left = 0;
+	} else if (p.l2_at) {
 		rc = slice_of(map, &p, &bytes, &left, err);
 		if (rc)
 			return rc;
@@ -302,6 +329,12 @@ int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_ru
 				continue;
 			}
 			/* The run so far is an answer; a table that cannot be read is the next call's error. */
+			if (unwritten(map, &p, &zeros, NULL) || (zeros && run->kind != Q2_SUB_UNALLOCATED))
+				break;
+			if (zeros) {
+				run->length += (uint64_t)zeros << g->cluster_bits;
+				continue;
+			}
 			if (slice_of(map, &p, &bytes, &left, NULL))
 				break;
 		}
@@ -352,8 +385,12 @@ int q2_map_placeless(struct q2_map *map, q2_guest start, uint64_t limit, uint64_
 	while (!rc && at < end) {
 		struct place p = place_of(map, q2_guest_at(at));
 		const uint8_t *bytes;
-		uint32_t left = (1u << g->l2_bits) - p.l2_index, n = 0;
-		if (p.l2_at) {
+		uint32_t left = (1u << g->l2_bits) - p.l2_index, n = 0, zeros = 0;
+		if (p.l2_at)
+			rc = unwritten(map, &p, &zeros, err);
+		if (zeros) {
+			left = n = zeros;
+		} else if (!rc && p.l2_at) {
 			rc = slice_of(map, &p, &bytes, &left, err);
 			while (!rc && n < left && !entry_at(g, bytes + (size_t)n * g->l2_entry_size).has_host)
 				n++;

@@ -2,6 +2,8 @@
  * Bounds and whole-table reads that every table needs. */
 #include "meta/meta.h"
 
+#include "store/store.h"
+
 #include "base/be.h"
 #include "base/mem.h"
 
@@ -38,7 +40,46 @@ int q2_meta_bound(const struct q2_meta *meta, const char *what, uint64_t at, uin
 	return 0;
 }
 
-int q2_meta_read_table(const struct q2_meta *meta, const char *what, uint64_t at, uint32_t entries,
+int q2_meta_zeros(struct q2_meta *meta, uint64_t at, uint64_t limit, uint64_t *length, struct qcow2_error *err)
+{
+	uint64_t changes = atomic_load_explicit(&meta->store->changes, memory_order_relaxed);
+	*length = 0;
+	if (at >= meta->file_length)
+		return 0;
+	if (at < meta->seen.from || at >= meta->seen.to || changes != meta->seen.changes) {
+		uint64_t run;
+		bool is_data;
+		int rc = qcow2_store_extent(meta->store, at, meta->file_length - at, &is_data, &run, err);
+		if (rc)
+			return rc;
+		meta->seen.from = at;
+		meta->seen.to = at + run;
+		meta->seen.changes = changes;
+		meta->seen.is_data = is_data;
+	}
+	if (!meta->seen.is_data)
+		*length = q2_cache_unchanged(&meta->cache, q2_host_at(at), q2_min(limit, meta->seen.to - at));
+	return 0;
+}
+
+int q2_meta_next_data(struct q2_meta *meta, uint64_t at, uint64_t end, uint64_t *start, uint64_t *length,
+		      struct qcow2_error *err)
+{
+	uint64_t zeros = 0;
+	int rc = 0;
+	while (!rc && at < end) {
+		rc = q2_meta_zeros(meta, at, end - at, &zeros, err);
+		if (rc || !zeros)
+			break;
+		at += zeros;
+	}
+	*start = at;
+	/* To the end of what is known to be data. */
+	*length = rc || at >= end ? 0 : q2_min(end, q2_max(meta->seen.to, at + 8)) - at;
+	return rc;
+}
+
+int q2_meta_read_table(struct q2_meta *meta, const char *what, uint64_t at, uint32_t entries,
 		       uint64_t **out, struct qcow2_error *err)
 {
 	int rc = entries ? q2_meta_bound(meta, what, at, (uint64_t)entries * 8, err) : 0;
@@ -47,11 +88,20 @@ int q2_meta_read_table(const struct q2_meta *meta, const char *what, uint64_t at
 	q2_auto uint64_t *table = q2_new(entries, sizeof *table);
 	if (!table)
 		return q2_error_nomem(err);
-	rc = qcow2_store_read(meta->store, at, table, (size_t)entries * 8, err);
-	if (rc)
-		return q2_error_prefix(err, rc, "Could not read the %s", what);
-	for (uint32_t i = 0; i < entries; i++)
-		table[i] = be64toh(table[i]);
+	/* Fresh memory is zeros, and costs nothing where it stays so. */
+	uint64_t end = at + (uint64_t)entries * 8, start = at, length = 0;
+	do {
+		rc = q2_meta_next_data(meta, start + length, end, &start, &length, err);
+		start = q2_round_down(start, 8);
+		length = q2_min(q2_round_up(length, 8), end - start);
+		if (!rc && length)
+			rc = qcow2_store_read(meta->store, start, (uint8_t *)table + (start - at), (size_t)length,
+					      err);
+		if (rc)
+			return q2_error_prefix(err, rc, "Could not read the %s", what);
+		for (uint64_t i = (start - at) / 8; i < (start - at + length) / 8; i++)
+			table[i] = be64toh(table[i]);
+	} while (length);
 	*out = q2_take(&table);
 	return 0;
 }

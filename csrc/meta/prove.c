@@ -84,6 +84,11 @@ int q2_prove(struct q2_meta *meta, struct qcow2_error *err)
 		/* Every one had a count in the beginning: this one was let go of since, and what it says with it. */
 		if (!rc && !count)
 			continue;
+		uint64_t zeros = 0;
+		if (!rc)
+			rc = q2_meta_zeros(meta, last, meta->geo.cluster_size, &zeros, err);
+		if (!rc && zeros == meta->geo.cluster_size)
+			continue;
 		if (!rc)
 			rc = qcow2_store_read(meta->store, last, table, meta->geo.cluster_size, err);
 		if (!rc)

@@ -103,6 +103,7 @@ int qcow2_store_write(struct qcow2_store *store, uint64_t offset, const void *bu
 {
 	int ret = check_change(store, "write", offset, length, err);
 
+	atomic_fetch_add_explicit(&store->changes, 1, memory_order_relaxed);
 	return ret || !length ? ret : store->ops->write(store, offset, buf, length, err);
 }
 
@@ -115,6 +116,7 @@ int qcow2_store_punch(struct qcow2_store *store, uint64_t offset, uint64_t lengt
 {
 	int ret = check_change(store, "discard", offset, length, err);
 
+	atomic_fetch_add_explicit(&store->changes, 1, memory_order_relaxed);
 	return ret || !length ? ret : store->ops->punch(store, offset, length, err);
 }
 
@@ -122,6 +124,7 @@ int qcow2_store_resize(struct qcow2_store *store, uint64_t length, struct qcow2_
 {
 	int ret = check_change(store, "resize", 0, length, err);
 
+	atomic_fetch_add_explicit(&store->changes, 1, memory_order_relaxed);
 	return ret ? ret : store->ops->resize(store, length, err);
 }
 

@@ -40,6 +40,7 @@ struct q2_store_ops {
 struct qcow2_store {
 	const struct q2_store_ops *ops;
 	atomic_uint refs;
+	atomic_ullong changes; /* calls that may have made data of a hole or a hole of data */
 	bool writable;
 	bool is_device;
 	bool has_identity;
