@@ -5,6 +5,7 @@
 #include "format/record.h"
 #include "image/image.h"
 #include "meta/link.h"
+#include "store/store.h"
 
 #include <inttypes.h>
 
@@ -169,6 +170,7 @@ static int begin(struct qcow2_image *image, bool tables_only, struct qcow2_error
 	rc = verify_metadata(image, err);
 	if (rc)
 		return rc;
+	image->changes = atomic_load(&image->store->changes);
 	meta->data = meta->geo.external_data ? data : NULL;
 	meta->virgin = q2_div_up(meta->file_length, meta->geo.cluster_size);
 	meta->free_hint = 1;
@@ -319,7 +321,7 @@ int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 		rc = q2_track_end(image, err);
 	if (!rc && !image->raw)
 		rc = q2_commit_flush(meta, err);
-	if (!rc && image->prepared && !image->raw)
+	if (!rc && !image->raw && atomic_load(&image->store->changes) != image->changes)
 		rc = round_length(image, err);
 	rc = rc ? q2_image_blame(image, rc, err) : qcow2_image_flush(image, err);
 	if (!rc && (meta->header.incompatible_features & Q2_INCOMPATIBLE_DIRTY)) {

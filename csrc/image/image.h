@@ -31,6 +31,7 @@ struct qcow2_image {
 	bool lost_l1;         /* the L1 table lay behind a device's end; it says nothing (open.c) */
 	bool held;            /* by a job (hold.c) */
 	bool begun;           /* qcow2_image_begin succeeded */
+	uint64_t changes;     /* of the store, when it began: did anything change since? */
 	bool prepared;        /* what has to be on disk before any change is */
 	bool edited;          /* the same before guest data changes */
 
