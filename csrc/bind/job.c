@@ -19,7 +19,7 @@ static unsigned threads_field(lua_State *L, int index)
 }
 
 /* core.copy({ image, ... }, target store or image, { sparse_size, threads, target_exists, target_is_zero,
- * salvage, sync, compress, target_backing, bitmaps, rate, start, length }) */
+ * salvage, strict, sync, compress, target_backing, bitmaps, rate, start, length }) */
 static int l_copy(lua_State *L)
 {
 	struct qcow2_error err;
@@ -35,6 +35,7 @@ static int l_copy(lua_State *L)
 		.target_exists = q2_bind_flag(L, 3, "target_exists"),
 		.target_is_zero = q2_bind_flag(L, 3, "target_is_zero"),
 		.salvage = q2_bind_flag(L, 3, "salvage"),
+		.strict = q2_bind_flag(L, 3, "strict"),
 		.sync = q2_bind_flag(L, 3, "sync"),
 		.compress = q2_bind_flag(L, 3, "compress"),
 		.target_backing = q2_bind_flag(L, 3, "target_backing"),
@@ -91,6 +92,16 @@ static int l_lost(lua_State *L)
 	return 1;
 }
 
+/* bytes, from, to: what lies behind the end of its image file; 0 when there is nothing */
+static int l_missing(lua_State *L)
+{
+	uint64_t from, to;
+	lua_pushinteger(L, (lua_Integer)qcow2_copy_missing(self(L), &from, &to));
+	lua_pushinteger(L, (lua_Integer)from);
+	lua_pushinteger(L, (lua_Integer)to);
+	return 3;
+}
+
 /* "same" | "content" | "size" | "allocation", and the offset or nil */
 static int l_difference(lua_State *L)
 {
@@ -128,6 +139,7 @@ void q2_bind_open_job(lua_State *L)
 {
 	static const luaL_Reg methods[] = {{"step", l_step},
 					   {"lost", l_lost},
+					   {"missing", l_missing},
 					   {"difference", l_difference},
 					   {"close", l_close},
 					   {NULL, NULL}};

@@ -133,6 +133,11 @@ uint64_t q2_copy_image_lost(const struct qcow2_job *job)
 	return job->ops == &ops ? copy->source.lost + atomic_load(&copy->lost) : 0;
 }
 
+const struct q2_source *q2_copy_image_source(const struct qcow2_job *job)
+{
+	return job->ops == &ops ? &((const struct q2_copy *)job)->source : NULL;
+}
+
 static int check(const struct q2_copy *copy, struct qcow2_error *err)
 {
 	const struct qcow2_image *target = copy->target;
@@ -190,6 +195,7 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 		rc = q2_hold_take(&copy->job.hold, sources[i], err);
 	if (!rc)
 		rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
+	copy->source.strict = options->strict;
 	if (!rc && options->length)
 		rc = q2_source_cut(&copy->source, options->start, options->length, err);
 	copy->is_overlay = !rc && count == 1 && copy->source.images[0]->backing;

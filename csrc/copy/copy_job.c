@@ -181,6 +181,15 @@ uint64_t qcow2_copy_lost(const struct qcow2_job *job)
 	return job->ops == &ops ? copy->source.lost + atomic_load(&copy->lost) : q2_copy_image_lost(job);
 }
 
+uint64_t qcow2_copy_missing(const struct qcow2_job *job, uint64_t *from, uint64_t *to)
+{
+	const struct q2_source *source =
+		job->ops == &ops ? &((const struct copy *)job)->source : q2_copy_image_source(job);
+	*from = source ? source->missing_from : 0;
+	*to = source ? source->missing_to : 0;
+	return source ? source->missing : 0;
+}
+
 static int check(const struct copy *copy, struct qcow2_store *target,
 		 const struct qcow2_copy_options *options, struct qcow2_error *err)
 {
@@ -214,6 +223,7 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
 		rc = q2_hold_take(&copy->job.hold, sources[i], err);
 	if (!rc)
 		rc = q2_source_init(&copy->source, sources, count, options->salvage, err);
+	copy->source.strict = options->strict;
 	if (!rc && options->length)
 		rc = q2_source_cut(&copy->source, options->start, options->length, err);
 	if (!rc)

@@ -8,6 +8,8 @@
 
 #include <stdatomic.h>
 
+struct q2_source;
+
 struct q2_job_ops {
 	/*
 	 * Lists the disk from job->position on into `unit`, until it is full, job->end, or `deadline`. gives:
@@ -42,6 +44,8 @@ struct qcow2_job {
 
 /* As qcow2_copy_lost, for copies into images (copy_image.c). */
 uint64_t q2_copy_image_lost(const struct qcow2_job *job);
+/* Their source; NULL for jobs of other kinds. */
+const struct q2_source *q2_copy_image_source(const struct qcow2_job *job);
 
 static inline void q2_job_did(struct qcow2_job *job, uint64_t bytes)
 {

@@ -97,6 +97,33 @@ static int fill_piece(const struct qcow2_extent *extent, struct q2_piece *piece,
 	return rc;
 }
 
+/*
+ * Does an image file end before the data that its tables tell of? One that ends inside a cluster may have been written so:
+ * what its maker left out there are zeros. But where whole clusters are behind the end something was cut off.
+ */
+static int note_missing(struct q2_source *source, const struct qcow2_extent *extent, uint64_t offset,
+			struct qcow2_error *err)
+{
+	const struct qcow2_image *layer = extent->image;
+	bool is_data = extent->kind == QCOW2_EXTENT_DATA || extent->hole;
+	if (!extent->present || !is_data || layer->raw || layer->meta.geo.external_data)
+		return 0;
+	uint64_t end = q2_round_up(layer->meta.file_length, layer->meta.geo.cluster_size);
+	if (extent->host_offset + extent->length <= end)
+		return 0;
+	uint64_t skip = end > extent->host_offset ? end - extent->host_offset : 0;
+	if (source->strict)
+		return q2_error_set(err, QCOW2_E_CORRUPT, offset + skip,
+				    "The image file ends before its data: %" PRIu64 " bytes at %" PRIu64
+				    " of the disk lie behind the end",
+				    extent->length - skip, offset + skip);
+	if (!source->missing)
+		source->missing_from = offset + skip;
+	source->missing += extent->length - skip;
+	source->missing_to = offset + extent->length;
+	return 0;
+}
+
 int q2_source_cut(struct q2_source *source, uint64_t start, uint64_t length, struct qcow2_error *err)
 {
 	if (source->count != 1 || !q2_fits(start, length, source->images[0]->size))
@@ -132,6 +159,8 @@ static int look_up(struct q2_source *source, uint64_t offset, struct q2_piece *p
 	}
 	struct qcow2_extent extent;
 	int rc = q2_chain_find(image, local, end - local, QCOW2_EXTENT_HOLES, true, &extent, err);
+	if (!rc)
+		rc = note_missing(source, &extent, offset, err);
 	if (!rc)
 		rc = fill_piece(&extent, piece, err);
 	if (source->salvage && (rc == QCOW2_E_IO || rc == QCOW2_E_CORRUPT)) {

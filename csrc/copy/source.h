@@ -40,6 +40,9 @@ struct q2_source {
 		end; /* of the first image: the part that is meant; end UINT64_MAX: all from begin on */
 	bool salvage;
 	uint64_t lost; /* bytes that salvage gave up because the tables that map them are unreadable */
+	bool strict;   /* data behind the end of an image file is a failure */
+	/* Else it reads as zeros, and is told of: bytes in all, from the first of them to the last. */
+	uint64_t missing, missing_from, missing_to;
 	struct q2_piece current; /* the last run found; length 0: none */
 };
 

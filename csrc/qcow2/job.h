@@ -27,6 +27,7 @@ struct qcow2_copy_options {
 	bool target_backing; /* with target_exists, a qcow2 image: where the source has nothing of its own the
 			       * target is left alone; a new image does so when it has a backing file */
 	bool salvage;        /* what cannot be read becomes zeros */
+	bool strict;         /* an image file that ends before its data is a failure; else it reads as zeros */
 	bool sync;           /* flush the target at the end */
 	bool compress;       /* into a qcow2 image: compressed clusters */
 	bool bitmaps;        /* into a qcow2 image: the bitmaps of the one source too, but those in use */
@@ -54,6 +55,10 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 
 /* Bytes that `salvage` made zeros so far. 0 for jobs of other kinds. */
 uint64_t qcow2_copy_lost(const struct qcow2_job *job);
+
+/* Bytes of data so far that lie behind the end of their image file and are zeros in the target. gives: how many, and
+ * where on the disk the first is and the last ends. 0 for jobs of other kinds. */
+uint64_t qcow2_copy_missing(const struct qcow2_job *job, uint64_t *from, uint64_t *to);
 
 enum qcow2_difference {
 	QCOW2_SAME,

@@ -35,6 +35,7 @@ local known = {
   start = "size",
   length = "size",
   salvage = "boolean",
+  strict = "boolean",
   threads = "integer",
   sync = "boolean",
 }
@@ -462,6 +463,7 @@ return function(source, path, given)
     target_is_zero = o.target_is_zero or target.prepared,
     target_backing = o.target_backing,
     salvage = o.salvage,
+    strict = o.strict,
     sync = o.sync,
     compress = o.compress,
     bitmaps = o.bitmaps,

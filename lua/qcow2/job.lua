@@ -37,6 +37,7 @@ local function finish(self, complete)
   local handle, last = self.handle, self.finish
   self.handle, self.finish = nil, nil
   self.lost_bytes = handle:lost()
+  self.missing_bytes, self.missing_from, self.missing_to = handle:missing()
   handle:close()
   return last(complete)
 end

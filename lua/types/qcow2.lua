@@ -148,6 +148,7 @@ function qcow2.measure(source, options) end
 ---@field overwrite? boolean             a target that is there is emptied first; otherwise it is refused (`exists`)
 ---@field sparse_size? qcow2.size        -S: smallest run of zeros left out of the target; default "4K"; 0: none, write all
 ---@field salvage? boolean               unreadable source clusters become zeros
+---@field strict? boolean                an image file that ends before its own data is an error (`corrupt`); default: it reads as zeros
 ---@field threads? integer               default: one per online CPU
 ---@field sync? boolean                  the copy is on stable storage when the job is done; default false
 ---@field compress? boolean              qcow2: compressed clusters
@@ -241,6 +242,9 @@ function qcow2.rebase(disk, options) end
 ---@field done boolean
 ---@field notes? string[]     of a conversion: what could not be had, and is not missed much
 ---@field lost_bytes? integer  once it has ended: what `salvage` could not read
+---@field missing_bytes? integer  once a copy has ended: data behind the end of its image file, which became zeros,
+---@field missing_from? integer   ... from here on the disk
+---@field missing_to? integer     ... to here
 local job = {}
 
 ---Iterates `done_bytes, total_bytes` until the job is finished; raises on failure.

@@ -43,6 +43,7 @@ local convert = {
     { long = "bitmaps", help = "copy the persistent bitmaps too" },
     { long = "skip-broken-bitmaps", help = "leave out bitmaps that were not stored completely" },
     { long = "salvage", help = "what cannot be read becomes zeros" },
+    { long = "strict", help = "an image file that ends before its own data is an error, not zeros" },
     {
       short = "O",
       long = "target-format",
@@ -258,6 +259,10 @@ local function run_job(context, job, values, mode)
   if job.lost_bytes > 0 and not values.quiet then
     context:report(("warning: %d bytes could not be read; they are zeros in the target"):format(job.lost_bytes))
   end
+  if job.missing_bytes > 0 then
+    context:report(("warning: an image file ends before its data: %d bytes between %#x and %#x of the disk are zeros in "
+      .. "the target"):format(job.missing_bytes, job.missing_from, job.missing_to))
+  end
   return true
 end
 
@@ -413,6 +418,7 @@ function convert.run(context, values)
   local copying = {
     format = values.target_format or "raw",
     salvage = values.salvage,
+    strict = values.strict,
     target_exists = values.no_create,
     target_is_zero = values.target_is_zero,
     target_backing = values.no_create and values.backing ~= nil or nil,
