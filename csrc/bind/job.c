@@ -137,12 +137,9 @@ static int l_tostring(lua_State *L)
 
 void q2_bind_open_job(lua_State *L)
 {
-	static const luaL_Reg methods[] = {{"step", l_step},
-					   {"lost", l_lost},
-					   {"missing", l_missing},
-					   {"difference", l_difference},
-					   {"close", l_close},
-					   {NULL, NULL}};
+	static const luaL_Reg methods[] = {{"step", l_step},       {"lost", l_lost},
+					   {"missing", l_missing}, {"difference", l_difference},
+					   {"close", l_close},     {NULL, NULL}};
 	static const luaL_Reg meta[] = {{"__gc", l_close},
 					{"__close", l_close},
 					{"__tostring", l_tostring},

@@ -312,7 +312,7 @@ static int read_directory(struct qcow2_check *check, const struct q2_bitmaps_ext
 	struct q2_vec names = {0};
 	int rc = 0;
 	for (uint32_t i = 0; i < ext->count && !rc; i++) {
-		struct q2_bitmap_record r;
+		struct q2_bitmap_record r = {0};
 		uint64_t room;
 		const uint8_t *bytes = look_at(check, &window, at, Q2_BITMAP_FIXED, &room);
 		if (room >= Q2_BITMAP_FIXED)

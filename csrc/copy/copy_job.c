@@ -183,8 +183,8 @@ uint64_t qcow2_copy_lost(const struct qcow2_job *job)
 
 uint64_t qcow2_copy_missing(const struct qcow2_job *job, uint64_t *from, uint64_t *to)
 {
-	const struct q2_source *source =
-		job->ops == &ops ? &((const struct copy *)job)->source : q2_copy_image_source(job);
+	const struct q2_source *source = job->ops == &ops ? &((const struct copy *)job)->source
+							  : q2_copy_image_source(job);
 	*from = source ? source->missing_from : 0;
 	*to = source ? source->missing_to : 0;
 	return source ? source->missing : 0;

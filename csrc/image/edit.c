@@ -63,7 +63,8 @@ static int verify_snapshots(struct qcow2_image *image, struct qcow2_error *err)
 		uint64_t end = snap.l1_offset + bytes, start = snap.l1_offset, length = 0;
 		do {
 			if (!rc)
-				rc = q2_meta_next_data(&image->meta, start + length, end, &start, &length, err);
+				rc = q2_meta_next_data(&image->meta, start + length, end, &start, &length,
+						       err);
 			for (uint64_t j = (start - snap.l1_offset) / 8;
 			     !rc && j < (start - snap.l1_offset + length) / 8; j++) {
 				uint64_t at = l1[j] & Q2_OFFSET_MASK;

@@ -135,8 +135,9 @@ static int find_lost_l1(struct qcow2_image *image, bool *lost, struct qcow2_erro
 	uint64_t clusters = meta->file_length >> h->cluster_bits, known = 1ull + h->refcount_table_clusters;
 	uint64_t bytes = (uint64_t)h->refcount_table_clusters << h->cluster_bits;
 	*lost = false;
-	if (!h->l1_size || h->nb_snapshots || h->l1_table_offset != meta->file_length || h->l1_size * 8ull >= SECTOR ||
-	    !clusters || known > clusters || !q2_fits(h->refcount_table_offset, bytes, meta->file_length))
+	if (!h->l1_size || h->nb_snapshots || h->l1_table_offset != meta->file_length ||
+	    h->l1_size * 8ull >= SECTOR || !clusters || known > clusters ||
+	    !q2_fits(h->refcount_table_offset, bytes, meta->file_length))
 		return 0;
 	q2_auto uint8_t *table = q2_new(bytes, 1);
 	int rc = table ? qcow2_store_read(image->store, h->refcount_table_offset, table, bytes, err)

@@ -6,7 +6,8 @@
 #include "meta/link.h"
 
 /* Entries of one L2 table, read whole. *empty: it is a hole of the file, and was not read. */
-static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, bool *empty, struct qcow2_error *err)
+static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, bool *empty,
+		   struct qcow2_error *err)
 {
 	uint32_t size = image->meta.geo.cluster_size;
 	uint64_t zeros = 0;

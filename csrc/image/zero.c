@@ -159,7 +159,9 @@ static int unmap_table(struct qcow2_image *image, uint64_t index, struct qcow2_e
 		uint64_t word, bitmap;
 		q2_host at;
 		rc = q2_map_entry(&image->map, q2_guest_at(guest), &word, &bitmap, &at, err);
-		struct q2_entry old = rc ? (struct q2_entry){0} : q2_entry_decode(g, word, bitmap);
+		struct q2_entry old = {0};
+		if (!rc)
+			old = q2_entry_decode(g, word, bitmap);
 		if (!rc && old.has_host)
 			rc = q2_link_release(&image->map, &old, err);
 		if (!rc && old.has_host && g->external_data)

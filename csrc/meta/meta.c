@@ -40,7 +40,8 @@ int q2_meta_bound(const struct q2_meta *meta, const char *what, uint64_t at, uin
 	return 0;
 }
 
-int q2_meta_zeros(struct q2_meta *meta, uint64_t at, uint64_t limit, uint64_t *length, struct qcow2_error *err)
+int q2_meta_zeros(struct q2_meta *meta, uint64_t at, uint64_t limit, uint64_t *length,
+		  struct qcow2_error *err)
 {
 	uint64_t changes = atomic_load_explicit(&meta->store->changes, memory_order_relaxed);
 	*length = 0;
@@ -79,8 +80,8 @@ int q2_meta_next_data(struct q2_meta *meta, uint64_t at, uint64_t end, uint64_t 
 	return rc;
 }
 
-int q2_meta_read_table(struct q2_meta *meta, const char *what, uint64_t at, uint32_t entries,
-		       uint64_t **out, struct qcow2_error *err)
+int q2_meta_read_table(struct q2_meta *meta, const char *what, uint64_t at, uint32_t entries, uint64_t **out,
+		       struct qcow2_error *err)
 {
 	int rc = entries ? q2_meta_bound(meta, what, at, (uint64_t)entries * 8, err) : 0;
 	if (rc)
@@ -95,8 +96,8 @@ int q2_meta_read_table(struct q2_meta *meta, const char *what, uint64_t at, uint
 		start = q2_round_down(start, 8);
 		length = q2_min(q2_round_up(length, 8), end - start);
 		if (!rc && length)
-			rc = qcow2_store_read(meta->store, start, (uint8_t *)table + (start - at), (size_t)length,
-					      err);
+			rc = qcow2_store_read(meta->store, start, (uint8_t *)table + (start - at),
+					      (size_t)length, err);
 		if (rc)
 			return q2_error_prefix(err, rc, "Could not read the %s", what);
 		for (uint64_t i = (start - at) / 8; i < (start - at + length) / 8; i++)

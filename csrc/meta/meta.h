@@ -64,14 +64,15 @@ int q2_meta_bound(const struct q2_meta *meta, const char *what, uint64_t at, uin
 
 /* Reads a table of big-endian 64-bit entries whole, in host order. gives: an array to free().
  * needs: bytes == entries * 8 within the limits of header.h; bounds it itself. */
-int q2_meta_read_table(struct q2_meta *meta, const char *what, uint64_t at, uint32_t entries,
-		       uint64_t **out, struct qcow2_error *err);
+int q2_meta_read_table(struct q2_meta *meta, const char *what, uint64_t at, uint32_t entries, uint64_t **out,
+		       struct qcow2_error *err);
 
 /*
  * How many bytes of a table from `at` on, at most `limit`, are zeros because the file has a hole there: they need not be
  * read, however many there are (SAFETY rule 10). gives: *length, 0 where there may be data.
  */
-int q2_meta_zeros(struct q2_meta *meta, uint64_t at, uint64_t limit, uint64_t *length, struct qcow2_error *err);
+int q2_meta_zeros(struct q2_meta *meta, uint64_t at, uint64_t limit, uint64_t *length,
+		  struct qcow2_error *err);
 
 /* The next stretch of a table's bytes [at, end) that may be other than zeros. gives: *start, *length; 0: there is none. */
 int q2_meta_next_data(struct q2_meta *meta, uint64_t at, uint64_t end, uint64_t *start, uint64_t *length,

@@ -27,11 +27,11 @@ struct qcow2_copy_options {
 	bool target_backing; /* with target_exists, a qcow2 image: where the source has nothing of its own the
 			       * target is left alone; a new image does so when it has a backing file */
 	bool salvage;        /* what cannot be read becomes zeros */
-	bool strict;         /* an image file that ends before its data is a failure; else it reads as zeros */
-	bool sync;           /* flush the target at the end */
-	bool compress;       /* into a qcow2 image: compressed clusters */
-	bool bitmaps;        /* into a qcow2 image: the bitmaps of the one source too, but those in use */
-	uint64_t rate;       /* data bytes a second at most; 0: no limit */
+	bool strict;   /* an image file that ends before its data is a failure; else it reads as zeros */
+	bool sync;     /* flush the target at the end */
+	bool compress; /* into a qcow2 image: compressed clusters */
+	bool bitmaps;  /* into a qcow2 image: the bitmaps of the one source too, but those in use */
+	uint64_t rate; /* data bytes a second at most; 0: no limit */
 	uint64_t start, length; /* the part of the one source that is copied; length 0: all of all */
 };
 
