@@ -47,8 +47,8 @@ local function refcount_clusters(clusters, per_block, per_table)
   return blocks + table_clusters, table_clusters
 end
 
--- Bytes of refcount table and blocks for so many other clusters. A table of several clusters came to be by growing: each
--- time a half longer than was needed, beside the one before.
+-- Bytes of refcount table and blocks for so many other clusters. A table of several clusters came to be by growing:
+-- each time a half longer than was needed, beside the one before.
 local function refcount_bytes(clusters, cluster_size, bits)
   local per_block, per_table = cluster_size * 8 // bits, cluster_size // 8
   local own, tables = refcount_clusters(clusters, per_block, per_table)

@@ -84,7 +84,8 @@ describe("An image with features that we do not know", function()
 
   it("is refused by name also where the table ends inside it", function()
     local path = tmp.path()
-    forge.write(path, { header = { incompatible_features = 1 << 5 }, extensions = { { type = 0x6803f857, data = "\0\5short" } } })
+    forge.write(path, { header = { incompatible_features = 1 << 5 },
+      extensions = { { type = 0x6803f857, data = "\0\5short" } } })
     local _, message = qcow2.open(path)
     assert.truthy(message:find("feature(s): short", 1, true), message)
   end)

@@ -92,7 +92,8 @@ describe("The file that a verb makes", function()
       local first
       for _, threads in ipairs({ "1", "2", "8", "8" }) do
         local here = tmp.dir()
-        sh.check({ "sh", "-c", ("cp %s/base %s/other . && cp %s/%s IN"):format(dir, dir, dir, verb[1]) }, { cwd = here })
+        local copies = ("cp %s/base %s/other . && cp %s/%s IN"):format(dir, dir, dir, verb[1])
+        sh.check({ "sh", "-c", copies }, { cwd = here })
         if verb[3] then
           sh.check({ "cp", dir .. "/" .. verb[3], "OUT" }, { cwd = here })
         end

@@ -62,7 +62,8 @@ describe("convert has nothing to warn of", function()
       qemu.io(path, { "write -P 3 999936 512" })
     end,
     ["metadata preallocated by QEMU"] = function(path)
-      assert.equal(0, qemu.img({ "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "10000384" }).code)
+      local arguments = { "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "10000384" }
+      assert.equal(0, qemu.img(arguments).code)
     end,
     ["one of ours with a sector in its last cluster"] = function(path)
       local img <close> = made(path, { size = "1M" })

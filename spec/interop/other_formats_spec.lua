@@ -44,8 +44,8 @@ describe("A file in another format", function()
     { "luks", "luks", of_bytes("LUKS\xba\xbe\0\1aes", "") },
     { "dmg", "dmg", of_bytes("", "koly" .. ("\0"):rep(508)) },
     { "bochs", "bochs", of_bytes("Bochs Virtual HD Image\0", "") },
-    { "cloop", "cloop", of_bytes("#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n",
-      "") },
+    { "cloop", "cloop",
+      of_bytes("#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n", "") },
   }
 
   for number, kind in ipairs(kinds) do

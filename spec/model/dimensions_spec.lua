@@ -14,7 +14,8 @@ describe("An image of any shape", function()
   end
 
   for group = 1, 10 do
-    it(("holds them through 10,000 operations, judged by qemu-img at each reopening, group %d #long"):format(group), function()
+    local name = "holds them through 10,000 operations, judged by qemu-img at each reopening, group %d #long"
+    it(name:format(group), function()
       for n = 1, 40 do dimensions.run(again or group * 1000 + n, 250, true) end
     end)
   end

@@ -324,7 +324,8 @@ local damages = {
     with_bitmap(path, { entries = { [0] = "x" } }, { directory_size = 64 })
   end, { ["bitmap-directory-size"] = 1 }, nil, 2 },
   { "two bitmaps of one name", function(path)
-    forge.write(path, { bitmaps = { { name = "twin", entries = { [0] = "x" } }, { name = "other" }, { name = "twin" } } })
+    local twin = { name = "twin", entries = { [0] = "x" } }
+    forge.write(path, { bitmaps = { twin, { name = "other" }, { name = "twin" } } })
   end, { ["bitmap-same-name"] = 1 }, nil, 2 },
   { "a bitmap with extra data", function(path)
     with_bitmap(path, { flags = 4, extra = "unknown." })

@@ -1,13 +1,14 @@
 -- SPDX-License-Identifier: MIT
--- Sparse images that are sound and whose tables lie in holes: thousands of L2 tables, snapshots with L1 tables of 32 MiB.
+-- Sparse images that are sound and whose tables lie in holes: thousands of L2 tables, snapshots with L1 tables of
+-- 32 MiB.
 
 local hollow = {}
 
 local COPIED <const> = 1 << 63
 local SNAPSHOT_L1 <const> = 32 << 20
 
---- Makes an image of version 3. o: cluster_bits, tables (L2 tables, all in holes), snapshots (each with an L1 table of 32
--- MiB in a hole).
+--- Makes an image of version 3. o: cluster_bits, tables (L2 tables, all in holes), snapshots (each with an L1 table of
+-- 32 MiB in a hole).
 function hollow.write(path, o)
   local bits, tables, snapshots = o.cluster_bits, o.tables, o.snapshots or 0
   local cluster = 1 << bits

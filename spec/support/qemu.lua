@@ -22,8 +22,8 @@ local BAD_OPTION = { "unrecognized option '[^\n]*'", "invalid option %-%- '.'", 
   "option requires an argument %-%- '.'", "option '[^\n]*' requires an argument" }
 
 --- What a program said, so that an older qemu-img and ours can be compared: who speaks is always qcow2, each mistake in
--- the grammar of options has the same words, a number that is none is only called invalid (QEMU 10 repeats it or names its
--- bounds), and no line points to the help.
+-- the grammar of options has the same words, a number that is none is only called invalid (QEMU 10 repeats it or names
+-- its bounds), and no line points to the help.
 function qemu.plain(said)
   said = said:gsub("qemu%-img", "qcow2"):gsub("Try '[^\n]*' for more [^\n]*\n", "")
     :gsub("^qcow2 %l+: ", "qcow2: ")

@@ -1,5 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- Drives a program through a pseudo terminal, which `script` gives: keys go in with pauses, all that it shows comes out.
+-- Drives a program through a pseudo terminal, which `script` gives: keys go in with pauses, all that it shows comes
+-- out.
 
 local cc = require "spec.support.cc"
 local sh = require "spec.support.sh"

@@ -25,8 +25,9 @@ describe("While a job runs", function()
   after_each(function() over:close() end)
 
   local methods = {
-    read = { 0, 512 }, write = { 0, "x" }, zero = { 0, 512 }, discard = { 0, 65536 }, flush = {}, resize = { SIZE * 2 },
-    snapshot_create = { "s" }, bitmap_add = { "c" }, bitmap_set = { "b", 0, 512 }, check = {}, repair = { { all = true } },
+    read = { 0, 512 }, write = { 0, "x" }, zero = { 0, 512 }, discard = { 0, 65536 }, flush = {},
+    resize = { SIZE * 2 }, snapshot_create = { "s" },
+    bitmap_add = { "c" }, bitmap_set = { "b", 0, 512 }, check = {}, repair = { { all = true } },
     amend = { { lazy_refcounts = true } }, refcount = { 0 }, bitmap = { "b" },
   }
 

@@ -10,7 +10,8 @@ describe("When memory runs out while much is changed", function()
   it("a write answers nomem, and goes on when there is memory again", function()
     local program = cc.program("write_alloc_faults", { "malloc", "calloc", "realloc", "posix_memalign" })
     local path = tmp.path()
-    local failed, nth, result = 0, 1, nil
+    local failed, nth = 0, 1
+    local result
     repeat
       os.remove(path)
       assert(qcow2.create(path, { size = 300 * 32768, cluster_size = 512 }))

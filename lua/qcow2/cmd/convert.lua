@@ -260,8 +260,8 @@ local function run_job(context, job, values, mode)
     context:report(("warning: %d bytes could not be read; they are zeros in the target"):format(job.lost_bytes))
   end
   if job.missing_bytes > 0 then
-    context:report(("warning: an image file ends before its data: %d bytes between %#x and %#x of the disk are zeros in "
-      .. "the target"):format(job.missing_bytes, job.missing_from, job.missing_to))
+    context:report(("warning: an image file ends before its data: %d bytes between %#x and %#x of the disk are zeros "
+      .. "in the target"):format(job.missing_bytes, job.missing_from, job.missing_to))
   end
   return true
 end
