@@ -194,6 +194,16 @@ static int add_blocks(struct q2_meta *meta, uint64_t start, uint64_t blocks, str
 	return 0;
 }
 
+/* A caller that never flushes lets the file grow by so many bytes of clusters that wait to be free, or a quarter of it. */
+#define MOST_PENDING (UINT64_C(16) << 20)
+
+/* Is enough waiting to be free that the file should not grow behind `first`, its end? */
+static bool wants_pending(const struct q2_meta *meta, uint64_t first)
+{
+	uint64_t waiting = meta->pending_clusters << meta->geo.cluster_bits;
+	return first >= meta->virgin && waiting >= q2_max(MOST_PENDING, meta->file_length / 4);
+}
+
 int q2_alloc(struct q2_meta *meta, uint64_t want, bool exact, uint64_t *start, uint64_t *got,
 	     struct qcow2_error *err)
 {
@@ -211,6 +221,13 @@ int q2_alloc(struct q2_meta *meta, uint64_t want, bool exact, uint64_t *start, u
 		}
 		if (exact && count < want) {
 			from = first + count;
+			continue;
+		}
+		if (wants_pending(meta, first)) {
+			rc = q2_commit(meta, err);
+			if (rc)
+				return rc;
+			from = meta->free_hint;
 			continue;
 		}
 		if (first + count > END_OFFSET >> meta->geo.cluster_bits)
@@ -274,11 +291,13 @@ int q2_alloc_release(struct q2_meta *meta, uint64_t start, uint64_t count, struc
 	struct q2_span *last = list->count ? (struct q2_span *)list->items + list->count - 1 : NULL;
 	if (last && last->start + last->count == start) {
 		last->count += count;
+		meta->pending_clusters += count;
 		return 0;
 	}
 	struct q2_span *span = q2_vec_push(list, sizeof *span);
 	if (!span)
 		return q2_error_nomem(err);
 	*span = (struct q2_span){start, count};
+	meta->pending_clusters += count;
 	return 0;
 }

@@ -143,6 +143,7 @@ static int free_pending(struct q2_meta *meta, struct qcow2_error *err)
 	/* Lowering fails only on a corrupt image or a failed read; what was not lowered is leaked. */
 	struct q2_vec spans = meta->pending_free;
 	meta->pending_free = (struct q2_vec){0};
+	meta->pending_clusters = 0;
 	int rc = 0;
 	for (size_t i = 0; i < spans.count && !rc; i++) {
 		const struct q2_span *span = (struct q2_span *)spans.items + i;

@@ -47,6 +47,7 @@ struct q2_meta {
 	struct q2_vec l1_words;         /* struct q2_l1_word: links waiting for what they point at */
 	struct q2_vec reftable_words;   /* uint32_t: entries of `reftable` that the table on disk lacks */
 	struct q2_vec pending_free;     /* struct q2_span: unlinked, their counts go down after the flush */
+	uint64_t pending_clusters;      /* how many clusters these spans have */
 	struct q2_vec pending_punch;    /* struct q2_span in bytes: give back space of the data file */
 	uint64_t stream_at, stream_end; /* free bytes behind the last compressed stream; equal: none */
 	bool punch_freed;               /* give the space of freed clusters back to the host */
