@@ -347,7 +347,7 @@ static size_t survey_at(const struct q2_layers *layers, uint64_t position, uint6
 	return i < layers->surveys ? i + 1 : 0;
 }
 
-/* Lists stretches from `local` on, which is byte job->position, until the unit or the time is at its end. */
+/* Lists stretches from `local` on, which is byte job->position, until the unit is at its end, or the time before it began. */
 static int list(struct q2_layers *layers, struct unit *unit, uint64_t start, uint64_t end, uint64_t deadline,
 		struct qcow2_error *err)
 {
@@ -377,7 +377,8 @@ static int list(struct q2_layers *layers, struct unit *unit, uint64_t start, uin
 				job->weight += stretch.length;
 		}
 		job->position += stretch.length;
-		if ((unit->count && job->position - start >= window) || q2_host_now() >= deadline)
+		/* Where a unit ends is the disk's to say, never the clock's: the file is to be the same on every run. */
+		if (unit->count ? job->position - start >= window : q2_host_now() >= deadline)
 			break;
 	}
 	return 0;
