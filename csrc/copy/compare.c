@@ -9,7 +9,7 @@
 #include <string.h>
 
 #define SECTOR 512u
-#define UNIT ((uint64_t)2 << 20)
+#define UNIT ((uint64_t)1 << 20)
 #define MAX_PIECES 128u
 
 /* Both sides' chunks stay in the processor's own cache. */
@@ -239,6 +239,7 @@ int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict,
 	const struct q2_pool_work work = {.unit_size = sizeof(struct unit),
 					  .worker_size = sizeof(struct worker),
 					  .run = run_unit,
+					  .is_news = q2_job_is_news,
 					  .end_worker = end_worker};
 	struct compare *compare = q2_new(1, sizeof *compare);
 	if (!compare)

@@ -212,6 +212,7 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
 	const struct q2_pool_work work = {.unit_size = sizeof(struct unit),
 					  .worker_size = sizeof(struct worker),
 					  .run = run_unit,
+					  .is_news = q2_job_is_news,
 					  .end_worker = end_worker};
 	struct copy *copy = q2_new(1, sizeof *copy);
 	if (!copy)

@@ -390,4 +390,5 @@ static void end_worker(void *own)
 const struct q2_pool_work q2_copy_unit_work = {.unit_size = sizeof(struct q2_copy_unit),
 					       .worker_size = sizeof(struct worker),
 					       .run = run_unit,
+					       .is_news = q2_job_is_news,
 					       .end_worker = end_worker};

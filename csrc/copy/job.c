@@ -28,11 +28,12 @@ static bool wait_turn_of_rate(struct qcow2_job *job, uint64_t deadline)
 	return !late;
 }
 
-/* Has so much more been done since the step began that it is worth telling? */
-static bool is_news(const struct qcow2_job *job)
+bool q2_job_is_news(const void *what)
 {
+	const struct qcow2_job *job = what;
 	uint64_t done = atomic_load_explicit(&job->done, memory_order_relaxed);
-	return done > job->told && done - job->told >= job->end / 100;
+	uint64_t told = atomic_load_explicit(&job->told, memory_order_relaxed);
+	return done > told && done - told >= job->end / 100;
 }
 
 static void send_units(struct qcow2_job *job, uint64_t deadline)
@@ -50,7 +51,7 @@ static void send_units(struct qcow2_job *job, uint64_t deadline)
 			q2_pool_submit(job->pool);
 			job->sent += job->weight;
 		}
-		if (q2_host_now() >= deadline || is_news(job))
+		if (q2_host_now() >= deadline || q2_job_is_news(job))
 			return;
 		if (!unit)
 			q2_pool_wait_room(job->pool, deadline);
@@ -78,10 +79,10 @@ static void conclude(struct qcow2_job *job)
 int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
 	uint64_t deadline = q2_host_now() + Q2_STEP_NSEC;
-	job->told = atomic_load_explicit(&job->done, memory_order_relaxed);
+	atomic_store(&job->told, atomic_load_explicit(&job->done, memory_order_relaxed));
 	if (job->phase == Q2_JOB_RUNNING) {
 		send_units(job, deadline);
-		while (all_listed(job) && !q2_pool_idle(job->pool) && !is_news(job) &&
+		while (all_listed(job) && !q2_pool_idle(job->pool) && !q2_job_is_news(job) &&
 		       q2_host_now() < deadline)
 			q2_pool_wait_unit(job->pool, deadline);
 		if (all_listed(job) && q2_pool_idle(job->pool))

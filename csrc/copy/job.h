@@ -39,13 +39,16 @@ struct qcow2_job {
 	uint64_t weight;        /* of the unit filled last */
 	struct qcow2_error failure; /* of the listing until all units are done, then the job's */
 	atomic_uint_least64_t done; /* bytes of the disk dealt with; workers count up too */
-	uint64_t told;              /* of them when the step began */
+	atomic_uint_least64_t told; /* of them when the step began */
 };
 
 /* As qcow2_copy_lost, for copies into images (copy_image.c). */
 uint64_t q2_copy_image_lost(const struct qcow2_job *job);
 /* Their source; NULL for jobs of other kinds. */
 const struct q2_source *q2_copy_image_source(const struct qcow2_job *job);
+
+/* Has so much more been done since the step began that it is worth telling? For q2_pool_work. */
+bool q2_job_is_news(const void *job);
 
 static inline void q2_job_did(struct qcow2_job *job, uint64_t bytes)
 {

@@ -462,6 +462,7 @@ int q2_layers_start(struct q2_layers *layers, uint64_t size, unsigned threads, s
 	const struct q2_pool_work work = {.unit_size = sizeof(struct unit),
 					  .worker_size = sizeof(struct worker),
 					  .run = run_unit,
+					  .is_news = q2_job_is_news,
 					  .end_worker = end_worker};
 	layers->size = size;
 	for (size_t i = 0; i <= layers->surveys; i++) {

@@ -101,7 +101,7 @@ static void *worker_main(void *argument)
 			break;
 		run_next(pool, worker->own);
 		/* Nothing that the coordinator waits for becomes true before: see has_room, has_ended. */
-		if (pool->submitted - pool->finished <= pool->ring / 2)
+		if (pool->submitted - pool->finished <= pool->ring / 2 || pool->work.is_news(pool->job))
 			pthread_cond_signal(&pool->done);
 	}
 	pthread_mutex_unlock(&pool->lock);
@@ -233,36 +233,39 @@ static bool has_ended(const struct q2_pool *pool)
 	return pool->finished == pool->submitted;
 }
 
-static void wait_until(struct q2_pool *pool, bool (*enough)(const struct q2_pool *), uint64_t deadline)
+static struct timespec time_of(uint64_t deadline)
 {
-	struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000u),
+	return (struct timespec){.tv_sec = (time_t)(deadline / 1000000000u),
 				 .tv_nsec = (long)(deadline % 1000000000u)};
-	while (!enough(pool) && !pthread_cond_timedwait(&pool->done, &pool->lock, &until))
-		;
+}
+
+/* One sleep, whatever ends it. */
+static void wait_unless(struct q2_pool *pool, bool (*enough)(const struct q2_pool *), uint64_t deadline)
+{
+	struct timespec until = time_of(deadline);
+	pthread_mutex_lock(&pool->lock);
+	if (!enough(pool))
+		pthread_cond_timedwait(&pool->done, &pool->lock, &until);
+	pthread_mutex_unlock(&pool->lock);
 }
 
 void q2_pool_wait_room(struct q2_pool *pool, uint64_t deadline)
 {
-	pthread_mutex_lock(&pool->lock);
-	wait_until(pool, has_room, deadline);
-	pthread_mutex_unlock(&pool->lock);
+	wait_unless(pool, has_room, deadline);
 }
 
 void q2_pool_wait_idle(struct q2_pool *pool, uint64_t deadline)
 {
+	struct timespec until = time_of(deadline);
 	pthread_mutex_lock(&pool->lock);
-	wait_until(pool, has_ended, deadline);
+	while (!has_ended(pool) && !pthread_cond_timedwait(&pool->done, &pool->lock, &until))
+		;
 	pthread_mutex_unlock(&pool->lock);
 }
 
 void q2_pool_wait_unit(struct q2_pool *pool, uint64_t deadline)
 {
-	struct timespec until = {.tv_sec = (time_t)(deadline / 1000000000u),
-				 .tv_nsec = (long)(deadline % 1000000000u)};
-	pthread_mutex_lock(&pool->lock);
-	if (!has_ended(pool))
-		pthread_cond_timedwait(&pool->done, &pool->lock, &until);
-	pthread_mutex_unlock(&pool->lock);
+	wait_unless(pool, has_ended, deadline);
 }
 
 bool q2_pool_idle(struct q2_pool *pool)

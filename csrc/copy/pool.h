@@ -24,6 +24,8 @@ struct q2_pool_work {
 	 * ask q2_pool_unwanted now and then and return 0 when it says so.
 	 */
 	int (*run)(void *job, void *worker, void *unit, uint64_t number, struct qcow2_error *err);
+	/* In a worker: has so much been done that the coordinator wants to be woken, to tell of it? */
+	bool (*is_news)(const void *job);
 	/* Frees what a worker's struct holds; in the coordinator, after its thread has ended. */
 	void (*end_worker)(void *worker);
 };
@@ -41,14 +43,14 @@ void *q2_pool_room(struct q2_pool *pool);
 /* Sends the unit that q2_pool_room gave. */
 void q2_pool_submit(struct q2_pool *pool);
 
-/* Sleeps until there is room for several units, or `deadline` (of q2_host_now). After a stop all units are
- * soon free. */
+/* Sleeps until there is room for several units or there is news, or `deadline` (of q2_host_now); perhaps not as long.
+ * After a stop all units are soon free. */
 void q2_pool_wait_room(struct q2_pool *pool, uint64_t deadline);
 
 /* Sleeps until the pool is idle, or `deadline`. */
 void q2_pool_wait_idle(struct q2_pool *pool, uint64_t deadline);
 
-/* Sleeps until one more unit is finished, the pool is idle, or `deadline`. */
+/* Sleeps until the pool is nearly idle or there is news, or `deadline`; perhaps not as long. */
 void q2_pool_wait_unit(struct q2_pool *pool, uint64_t deadline);
 
 /* Nothing submitted is unfinished. */
