@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
  * The allocator: free host clusters, and room for their counts.
  *
- * New refcount blocks count themselves: a block that is missing is put in front of the run that needs it. A refcount table that is too small is rebuilt behind everything else and switched by the header
- * (invariant 5). */
+ * New refcount blocks count themselves: a block that is missing is put in front of the run that needs it. A refcount table
+ * that is too small is rebuilt behind everything else and switched by the header (invariant 5). */
 #include "meta/meta.h"
 
 #include <inttypes.h>
