@@ -2,7 +2,7 @@
  * The check as a job: its passes in order, what they found, and the public face. */
 #include "check/check.h"
 
-#include "base/host.h"
+#include "base/clock.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -16,8 +16,8 @@
 #define ALIASED_MOST (UINT64_C(64) << 20)
 
 static int (*const passes[])(struct qcow2_check *, bool *, struct qcow2_error *) = {
-	q2_side_header, q2_side_snapshots, q2_side_bitmaps,     q2_compare_reftable, q2_walk_l1,
-	q2_walk_l2,     q2_walk_data_file, q2_compare_overlaps, q2_compare_counts,   q2_copied_entries,
+	q2_check_header, q2_check_snapshots, q2_check_bitmaps,    q2_compare_reftable, q2_check_l1,
+	q2_check_l2,     q2_check_data_file, q2_compare_overlaps, q2_compare_counts,   q2_check_copied,
 };
 enum { PASSES = sizeof passes / sizeof *passes };
 
@@ -172,7 +172,7 @@ int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options 
 	check->header = &image->meta.header;
 	check->geo = &image->meta.geo;
 	check->report.most = options && options->most ? options->most : FINDINGS_MOST;
-	check->threads = options && options->threads ? options->threads : q2_host_processors();
+	check->threads = options && options->threads ? options->threads : q2_clock_processors();
 	check->threads = (unsigned)q2_min(check->threads, THREADS_MOST);
 	check->aliased = ALIASED_MOST;
 	pthread_mutex_init(&check->lock, NULL);
@@ -191,7 +191,7 @@ int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options 
 
 int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
-	uint64_t deadline = q2_host_now() + Q2_STEP_NSEC;
+	uint64_t deadline = q2_clock_now() + Q2_STEP_NSEC;
 	while (check->pass < PASSES && !check->failure.code) {
 		bool more = false;
 		struct qcow2_error failure;
@@ -207,7 +207,7 @@ int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total,
 		}
 		if (check->pass == PASSES)
 			conclude(check);
-		else if (q2_host_now() >= deadline)
+		else if (q2_clock_now() >= deadline)
 			break;
 	}
 	if (check->failure.code || check->pass == PASSES)

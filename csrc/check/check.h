@@ -3,14 +3,14 @@
  *
  * The passes, in order (check.c):
  *
- *   side.c      header, encryption header, snapshot table, bitmaps: counted and judged
- *   compare.c   refcount table and blocks counted
- *   walk.c      L1 tables, then each L2 table once, however many L1 entries reach it: entries judged, guest
- *               clusters counted
- *   compare.c   what was counted beside what the refcount blocks say
- *   copied.c    where COPIED flags and refcounts do not fit, which entries are to blame
+ *   check_records.c     header, encryption header, snapshot table, bitmaps: counted and judged
+ *   check_refcounts.c   refcount table and blocks counted
+ *   check_tables.c      L1 tables, then each L2 table once, however many L1 entries reach it: entries judged, guest
+ *                       clusters counted
+ *   check_refcounts.c   what was counted beside what the refcount blocks say
+ *   check_copied.c      where COPIED flags and refcounts do not fit, which entries are to blame
  *
- * Everything is read by this floor's own eyes and bounds, past caches, in large pieces (sweep.c), so that one
+ * Everything is read by this floor's own eyes and bounds, past caches, in large pieces (scan.c), so that one
  * broken structure does not hide the others. What lies in a hole of the host is zeros and is not read. */
 #ifndef Q2_CHECK_CHECK_H
 #define Q2_CHECK_CHECK_H
@@ -104,7 +104,7 @@ void q2_report_add(struct q2_report *report, const struct qcow2_finding *finding
 /* Adds all that `from` has, and empties it. */
 void q2_report_append(struct q2_report *report, struct q2_report *from);
 
-/* ---- reading (sweep.c) ---- */
+/* ---- reading (scan.c) ---- */
 
 /* A walk over [at, end) that jumps over the host's holes. */
 struct q2_scan {
@@ -136,23 +136,23 @@ static inline void q2_scan_over(struct q2_scan *scan, const struct qcow2_check *
 }
 
 /* The places where tables lie as disjoint stretches in the order of the file. Sorts `tables`. */
-int q2_sweep_tables(struct q2_table_place *tables, size_t count, struct q2_vec *stretches,
-		    struct qcow2_error *err);
-
-/* Does the region lie aligned, behind the header and inside the file? */
-bool q2_sweep_fits(const struct qcow2_check *check, uint64_t at, uint64_t bytes);
-
-/* Adds a region's clusters to the census; what lies outside the file is left out. */
-int q2_sweep_count(struct qcow2_check *check, uint64_t at, uint64_t bytes, uint32_t word,
+int q2_scan_tables(struct q2_table_place *tables, size_t count, struct q2_vec *stretches,
 		   struct qcow2_error *err);
 
+/* Does the region lie aligned, behind the header and inside the file? */
+bool q2_scan_fits(const struct qcow2_check *check, uint64_t at, uint64_t bytes);
+
+/* Adds a region's clusters to the census; what lies outside the file is left out. */
+int q2_scan_count(struct qcow2_check *check, uint64_t at, uint64_t bytes, uint32_t word,
+		  struct qcow2_error *err);
+
 /* The same for the clusters of all these tables, which may share them. */
-int q2_sweep_count_tables(struct qcow2_check *check, const struct q2_vec *tables, enum q2_owner owner,
-			  struct qcow2_error *err);
+int q2_scan_count_tables(struct qcow2_check *check, const struct q2_vec *tables, enum q2_owner owner,
+			 struct qcow2_error *err);
 
 /* Reads; a failure of the host becomes a finding about [at, at + length), then *unread is true. */
-void q2_sweep_read(struct qcow2_check *check, struct q2_report *report, uint64_t at, void *buf, size_t length,
-		   bool *unread);
+void q2_scan_read(struct qcow2_check *check, struct q2_report *report, uint64_t at, void *buf, size_t length,
+		  bool *unread);
 
 /*
  * Runs units [first, first + count) on all threads. What they report is joined in their order; the failure of
@@ -160,10 +160,10 @@ void q2_sweep_read(struct qcow2_check *check, struct q2_report *report, uint64_t
  */
 typedef int q2_unit_work(struct qcow2_check *check, struct q2_hand *hand, size_t unit,
 			 struct q2_report *report, struct qcow2_error *err);
-int q2_sweep_units(struct qcow2_check *check, q2_unit_work *work, size_t first, size_t count,
-		   struct qcow2_error *err);
+int q2_scan_units(struct qcow2_check *check, q2_unit_work *work, size_t first, size_t count,
+		  struct qcow2_error *err);
 
-/* ---- records (side.c) ---- */
+/* ---- records (check_records.c) ---- */
 
 struct q2_bitmap_record;
 
@@ -172,30 +172,30 @@ struct q2_bitmap_record;
 #define Q2_BITMAP_FLAGS_KNOWN (Q2_BITMAP_IN_USE | Q2_BITMAP_AUTO | Q2_BITMAP_EXTRA_COMPATIBLE)
 
 /* The header extension of that type, NULL when there is none. */
-const struct q2_extension *q2_side_extension(const struct qcow2_check *check, uint32_t type);
+const struct q2_extension *q2_check_extension(const struct qcow2_check *check, uint32_t type);
 
 /* Can an entry of the bitmap directory, of a bitmap table say that? */
-bool q2_side_bitmap_possible(const struct qcow2_check *check, const struct q2_bitmap_record *record);
-bool q2_side_bits_possible(const struct qcow2_check *check, uint64_t entry);
+bool q2_check_bitmap_possible(const struct qcow2_check *check, const struct q2_bitmap_record *record);
+bool q2_check_bits_possible(const struct qcow2_check *check, uint64_t entry);
 
 /* Does something refer to a place behind the end of the file, but for problems that are flagged in `mended` (by kind; NULL:
  * none)? Then what is counted there is not leaked. (compare.c) */
 bool q2_check_points_outside(const struct qcow2_check *check, const uint8_t *mended);
 
 /* Has a bitmap before the one whose directory entry lies at `at` the same name? */
-bool q2_side_has_same_name(const struct qcow2_check *check, uint64_t at);
+bool q2_check_has_same_name(const struct qcow2_check *check, uint64_t at);
 
 /* ---- passes: each gives *more = call again ---- */
 
-int q2_side_header(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_side_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_side_bitmaps(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_header(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_bitmaps(struct qcow2_check *check, bool *more, struct qcow2_error *err);
 int q2_compare_reftable(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_walk_l1(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_walk_l2(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_walk_data_file(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_l1(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_l2(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_data_file(struct qcow2_check *check, bool *more, struct qcow2_error *err);
 int q2_compare_overlaps(struct qcow2_check *check, bool *more, struct qcow2_error *err);
 int q2_compare_counts(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_copied_entries(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_copied(struct qcow2_check *check, bool *more, struct qcow2_error *err);
 
 #endif

@@ -2,10 +2,10 @@
  * A repair as a job: its passes in order, the clusters that it takes, the switch, and the public face. */
 #include "check/repair.h"
 
-#include "image/head.h"
+#include "image/header_cluster.h"
 
 #include "base/be.h"
-#include "base/host.h"
+#include "base/clock.h"
 
 #include <string.h>
 
@@ -183,19 +183,20 @@ static int store_directory(struct qcow2_repair *repair, struct qcow2_error *err)
 {
 	struct qcow2_image *image = repair->image;
 	uint32_t count = (uint32_t)repair->bitmaps.count;
-	struct q2_head head;
+	struct q2_header_cluster head;
 	uint8_t ext[24] = {0};
 	q2_store32(ext, count);
 	q2_store64(ext + 8, repair->directory.count);
 	q2_store64(ext + 16, repair->directory_at);
 	if (!count)
 		image->meta.header.autoclear_features &= ~(uint64_t)Q2_AUTOCLEAR_BITMAPS;
-	int rc = q2_head_load(image, &head, err);
+	int rc = q2_header_cluster_load(image, &head, err);
 	if (!rc)
-		rc = q2_head_set(&head, (uint32_t)Q2_EXT_BITMAPS, count ? ext : NULL, sizeof ext, err);
+		rc = q2_header_cluster_set(&head, (uint32_t)Q2_EXT_BITMAPS, count ? ext : NULL, sizeof ext,
+					   err);
 	if (!rc)
-		rc = q2_head_store(image, &head, err);
-	q2_head_free(&head);
+		rc = q2_header_cluster_store(image, &head, err);
+	q2_header_cluster_free(&head);
 	return rc;
 }
 
@@ -220,7 +221,7 @@ static int reload(struct qcow2_image *image, struct qcow2_error *err)
 	image->expanded_host = UINT64_MAX;
 	q2_header_geometry(&meta->header, &meta->geo);
 	int rc = qcow2_store_length(image->store, &meta->file_length, err);
-	return rc ? rc : q2_image_reload_head(image, err);
+	return rc ? rc : q2_image_reload_header(image, err);
 }
 
 static int switch_over(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
@@ -238,12 +239,12 @@ static int switch_over(struct qcow2_repair *repair, bool *more, struct qcow2_err
 		rc = qcow2_store_resize(repair->store, repair->reach, err);
 	}
 	if (!rc)
-		rc = q2_commit_barrier(meta, err);
+		rc = q2_writeback_barrier(meta, err);
 	if (rc)
 		return rc;
 	meta->header = repair->header;
 	meta->header.autoclear_features &= Q2_AUTOCLEAR_KNOWN;
-	rc = repair->bitmaps_change ? store_directory(repair, err) : q2_commit_header(meta, err);
+	rc = repair->bitmaps_change ? store_directory(repair, err) : q2_writeback_header(meta, err);
 	if (rc) {
 		meta->header = saved;
 		return rc;
@@ -392,7 +393,7 @@ int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBL
 
 int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
-	uint64_t deadline = q2_host_now() + Q2_STEP_NSEC;
+	uint64_t deadline = q2_clock_now() + Q2_STEP_NSEC;
 	while (repair->pass < PASSES && !repair->failure.code) {
 		bool more = false;
 		struct qcow2_error failure;
@@ -408,7 +409,7 @@ int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *tot
 			repair->end =
 				q2_max(repair->end, q2_div_up(repair->reach, repair->geo->cluster_size));
 		}
-		if (q2_host_now() >= deadline)
+		if (q2_clock_now() >= deadline)
 			break;
 	}
 	if (repair->failure.code || repair->pass == PASSES)
@@ -468,11 +469,11 @@ int qcow2_check_accept(struct qcow2_check *check, struct qcow2_error *err)
 				      err);
 	if (!(meta->header.incompatible_features & marks))
 		return 0;
-	int rc = q2_commit_barrier(meta, err);
+	int rc = q2_writeback_barrier(meta, err);
 	if (!rc) {
 		meta->header.incompatible_features &= ~marks;
 		meta->header.autoclear_features &= Q2_AUTOCLEAR_KNOWN;
-		rc = q2_commit_header(meta, err);
+		rc = q2_writeback_header(meta, err);
 	}
 	return rc ? q2_image_blame(check->image, rc, err) : 0;
 }

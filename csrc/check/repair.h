@@ -11,10 +11,10 @@
  *              a new refcount table and blocks that count what will be; one write of the header switches to it
  *              (invariant 5). At every instant the image is the old one or the new one.
  *
- *   repair_side.c    header, encryption header, snapshot table, bitmaps
+ *   repair_records.c header, encryption header, snapshot table, bitmaps
  *   repair_entry.c   what becomes of one entry
- *   repair_table.c   L1 and L2 tables: counted, looked at
- *   repair_place.c   L1 and L2 tables: written
+ *   repair_survey.c  L1 and L2 tables: counted, looked at
+ *   repair_write.c   L1 and L2 tables: written
  *   repair_count.c   reference counts: what they will be, in place or built anew
  *   repair.c         the passes, free clusters, the switch */
 #ifndef Q2_CHECK_REPAIR_H
@@ -171,7 +171,7 @@ int q2_repair_move(struct qcow2_repair *repair, uint64_t key, uint64_t times, st
 void q2_repair_sort_moves(struct qcow2_repair *repair);
 const struct q2_move *q2_repair_find_move(const struct qcow2_repair *repair, uint64_t key);
 
-/* ---- tables (repair_table.c) ---- */
+/* ---- tables (repair_survey.c) ---- */
 
 static inline const struct q2_l2_table *q2_repair_table_at(const struct qcow2_repair *repair, size_t number)
 {

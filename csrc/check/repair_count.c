@@ -182,7 +182,7 @@ int q2_repair_survey_counts(struct qcow2_repair *repair, bool *more, struct qcow
 		return 0;
 	uint64_t table_bytes = (uint64_t)h->refcount_table_clusters << repair->geo->cluster_bits;
 	int rc = 0;
-	if (q2_sweep_fits(check, h->refcount_table_offset, table_bytes))
+	if (q2_scan_fits(check, h->refcount_table_offset, table_bytes))
 		rc = q2_repair_refer(repair, h->refcount_table_offset, table_bytes, 1, err);
 	for (uint32_t i = 0; !rc && i < check->reftable_entries; i++)
 		if (check->reftable[i] && !(check->reftable[i] & Q2_REFTABLE_ALIAS))
@@ -235,7 +235,7 @@ static int sweep(struct qcow2_repair *repair, bool raise, bool *more, struct qco
 	for (; !rc && repair->position < stop; repair->position++)
 		rc = sweep_block(repair, repair->position, raise, err);
 	*more = repair->position < entries;
-	return rc || *more ? rc : q2_commit_barrier(&repair->image->meta, err);
+	return rc || *more ? rc : q2_writeback_barrier(&repair->image->meta, err);
 }
 
 int q2_repair_raise(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
@@ -246,7 +246,7 @@ int q2_repair_raise(struct qcow2_repair *repair, bool *more, struct qcow2_error 
 	/* Whoever writes clears what it does not know (specification, "autoclear_features"). */
 	if (!repair->position && (meta->header.autoclear_features & ~Q2_AUTOCLEAR_KNOWN)) {
 		meta->header.autoclear_features &= Q2_AUTOCLEAR_KNOWN;
-		int rc = q2_commit_header(meta, err);
+		int rc = q2_writeback_header(meta, err);
 		if (rc)
 			return rc;
 	}

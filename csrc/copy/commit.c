@@ -5,10 +5,10 @@
  *   2. every byte that a layer above has is written into the base; the layers above still hide it
  *   3. flush
  *   4. the overlay lets go of its clusters, unless it is kept */
-#include "copy/layers.h"
+#include "copy/chain_job.h"
 
 struct commit {
-	struct q2_layers layers;
+	struct q2_chain_job layers;
 	struct qcow2_image *overlay, *base; /* a reference each */
 	uint32_t depth;                     /* of the base */
 	bool keep;
@@ -16,7 +16,7 @@ struct commit {
 	struct q2_source *snapshots; /* one a survey */
 };
 
-static int find(struct q2_layers *layers, size_t survey, uint64_t offset, uint64_t limit,
+static int find(struct q2_chain_job *layers, size_t survey, uint64_t offset, uint64_t limit,
 		struct q2_stretch *out, struct qcow2_error *err)
 {
 	struct commit *commit = (struct commit *)layers;
@@ -39,7 +39,7 @@ static int find(struct q2_layers *layers, size_t survey, uint64_t offset, uint64
 	return rc;
 }
 
-static int begin(struct q2_layers *layers, struct qcow2_error *err)
+static int begin(struct q2_chain_job *layers, struct qcow2_error *err)
 {
 	struct commit *commit = (struct commit *)layers;
 	if (commit->base->size >= commit->overlay->size)
@@ -49,14 +49,14 @@ static int begin(struct q2_layers *layers, struct qcow2_error *err)
 	return rc ? rc : qcow2_image_flush(commit->base, err);
 }
 
-static int finish(struct q2_layers *layers, struct qcow2_error *err)
+static int finish(struct q2_chain_job *layers, struct qcow2_error *err)
 {
 	struct commit *commit = (struct commit *)layers;
 	int rc = qcow2_image_flush(commit->base, err);
 	return rc || commit->keep ? rc : q2_image_empty(commit->overlay, err);
 }
 
-static void free_commit(struct q2_layers *layers)
+static void free_commit(struct q2_chain_job *layers)
 {
 	struct commit *commit = (struct commit *)layers;
 	for (size_t i = 0; commit->snapshots && i < layers->surveys; i++)
@@ -90,8 +90,8 @@ static int check(struct qcow2_image *overlay, struct qcow2_image *base, bool kep
 /* The snapshots of the overlay see the base too. */
 static int survey(struct commit *commit, struct qcow2_error *err)
 {
-	struct q2_layers *layers = &commit->layers;
-	int rc = q2_layers_survey(layers, commit->overlay, err);
+	struct q2_chain_job *layers = &commit->layers;
+	int rc = q2_chain_job_survey(layers, commit->overlay, err);
 	if (rc)
 		return rc;
 	commit->snapshots = q2_new(layers->surveys, sizeof *commit->snapshots);
@@ -106,10 +106,10 @@ int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
 		     const struct qcow2_commit_options *options, struct qcow2_job **out,
 		     struct qcow2_error *err)
 {
-	static const struct q2_layers_ops ops = {.find = find,
-						 .begin = begin,
-						 .finish = finish,
-						 .free = free_commit};
+	static const struct q2_chain_job_ops ops = {.find = find,
+						    .begin = begin,
+						    .finish = finish,
+						    .free = free_commit};
 	uint32_t depth;
 	int rc = check(overlay, base, options->keep, &depth, err);
 	if (!rc)
@@ -121,7 +121,7 @@ int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
 	struct commit *commit = q2_new(1, sizeof *commit);
 	if (!commit)
 		return q2_error_nomem(err);
-	q2_layers_init(&commit->layers, &ops, base);
+	q2_chain_job_init(&commit->layers, &ops, base);
 	commit->layers.job.rate = options->rate;
 	commit->overlay = qcow2_image_ref(overlay);
 	commit->base = qcow2_image_ref(base);
@@ -134,7 +134,7 @@ int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
 	if (!rc)
 		rc = q2_source_init(&commit->disk, &overlay, 1, false, err);
 	if (!rc)
-		rc = q2_layers_start(&commit->layers, overlay->size, options->threads, err);
+		rc = q2_chain_job_start(&commit->layers, overlay->size, options->threads, err);
 	if (rc) {
 		qcow2_job_free(&commit->layers.job);
 		return rc;

@@ -197,7 +197,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 			*worth = true;
 		}
 		job->position += n;
-		if (q2_host_now() >= deadline)
+		if (q2_clock_now() >= deadline)
 			break;
 	}
 	return 0;

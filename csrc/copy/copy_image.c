@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * The copy job into a qcow2 image: its coordinator lists the source in units (copy_unit.h), then carries over the
+ * The copy job into a qcow2 image: its coordinator lists the source in units (copy_image_worker.h), then carries over the
  * bitmaps. */
 #include "base/mem.h"
-#include "copy/copy_unit.h"
+#include "copy/copy_image_worker.h"
 #include "image/image.h"
 
 #include <inttypes.h>
@@ -58,7 +58,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 			to = job->end;
 		q2_job_did(job, to - job->position);
 		job->position = to;
-		if (q2_host_now() >= deadline)
+		if (q2_clock_now() >= deadline)
 			return 0;
 	}
 	if (job->position >= job->end)

@@ -12,7 +12,7 @@ static bool all_listed(const struct qcow2_job *job)
 /* Sleeps until the rate allows the next unit. gives: false when that is behind the deadline. */
 static bool wait_turn_of_rate(struct qcow2_job *job, uint64_t deadline)
 {
-	uint64_t now = q2_host_now();
+	uint64_t now = q2_clock_now();
 	if (!job->rate)
 		return true;
 	if (!job->started)
@@ -51,7 +51,7 @@ static void send_units(struct qcow2_job *job, uint64_t deadline)
 			q2_pool_submit(job->pool);
 			job->sent += job->weight;
 		}
-		if (q2_host_now() >= deadline || q2_job_is_news(job))
+		if (q2_clock_now() >= deadline || q2_job_is_news(job))
 			return;
 		if (!unit)
 			q2_pool_wait_room(job->pool, deadline);
@@ -78,12 +78,12 @@ static void conclude(struct qcow2_job *job)
 
 int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
-	uint64_t deadline = q2_host_now() + Q2_STEP_NSEC;
+	uint64_t deadline = q2_clock_now() + Q2_STEP_NSEC;
 	atomic_store(&job->told, atomic_load_explicit(&job->done, memory_order_relaxed));
 	if (job->phase == Q2_JOB_RUNNING) {
 		send_units(job, deadline);
 		while (all_listed(job) && !q2_pool_idle(job->pool) && !q2_job_is_news(job) &&
-		       q2_host_now() < deadline)
+		       q2_clock_now() < deadline)
 			q2_pool_wait_unit(job->pool, deadline);
 		if (all_listed(job) && q2_pool_idle(job->pool))
 			conclude(job);

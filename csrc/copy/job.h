@@ -35,7 +35,7 @@ struct qcow2_job {
 	uint64_t position, end; /* bytes of the disk: listed so far, in all */
 	bool listed;            /* nothing more will be sent, wherever the position is */
 	uint64_t rate;          /* bytes of data a second at most; 0: no limit */
-	uint64_t started, sent; /* with a rate: since when (q2_host_now; 0: nothing yet), how many bytes */
+	uint64_t started, sent; /* with a rate: since when (q2_clock_now; 0: nothing yet), how many bytes */
 	uint64_t weight;        /* of the unit filled last */
 	struct qcow2_error failure; /* of the listing until all units are done, then the job's */
 	atomic_uint_least64_t done; /* bytes of the disk dealt with; workers count up too */

@@ -148,7 +148,7 @@ int q2_pool_new(const struct q2_pool_work *work, void *job, unsigned threads, st
 		return q2_error_nomem(err);
 	pool->work = *work;
 	pool->job = job;
-	pool->threads = threads ? threads : q2_host_processors();
+	pool->threads = threads ? threads : q2_clock_processors();
 	if (pool->threads > MAX_THREADS)
 		pool->threads = MAX_THREADS;
 	pool->ring = (size_t)pool->threads * UNITS_PER_THREAD;

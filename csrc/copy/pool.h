@@ -9,7 +9,7 @@
 #ifndef Q2_COPY_POOL_H
 #define Q2_COPY_POOL_H
 
-#include "base/host.h"
+#include "base/clock.h"
 #include "base/error.h"
 
 #include <stdbool.h>
@@ -43,7 +43,7 @@ void *q2_pool_room(struct q2_pool *pool);
 /* Sends the unit that q2_pool_room gave. */
 void q2_pool_submit(struct q2_pool *pool);
 
-/* Sleeps until there is room for several units or there is news, or `deadline` (of q2_host_now); perhaps not as long.
+/* Sleeps until there is room for several units or there is news, or `deadline` (of q2_clock_now); perhaps not as long.
  * After a stop all units are soon free. */
 void q2_pool_wait_room(struct q2_pool *pool, uint64_t deadline);
 

@@ -4,12 +4,12 @@
  *   1. what differs between the old and the new backing file is copied from the old one into the overlay
  *   2. flush
  *   3. one write of the header names the new one */
-#include "copy/layers.h"
+#include "copy/chain_job.h"
 
 #include <string.h>
 
 struct rebase {
-	struct q2_layers layers;
+	struct q2_chain_job layers;
 	struct qcow2_image *overlay, *backing; /* a reference each; backing NULL: none */
 	struct q2_source old, new;             /* images NULL: nothing there */
 	uint8_t *name, *format;                /* owned; NULL: none */
@@ -23,7 +23,7 @@ static int find_in(struct q2_source *source, uint64_t offset, uint64_t limit, st
 	return source->images ? q2_source_find(source, offset, limit, piece, err) : 0;
 }
 
-static int find(struct q2_layers *layers, size_t survey, uint64_t offset, uint64_t limit,
+static int find(struct q2_chain_job *layers, size_t survey, uint64_t offset, uint64_t limit,
 		struct q2_stretch *out, struct qcow2_error *err)
 {
 	struct rebase *rebase = (struct rebase *)layers;
@@ -56,7 +56,7 @@ static int find(struct q2_layers *layers, size_t survey, uint64_t offset, uint64
 	return 0;
 }
 
-static int finish(struct q2_layers *layers, struct qcow2_error *err)
+static int finish(struct q2_chain_job *layers, struct qcow2_error *err)
 {
 	struct rebase *rebase = (struct rebase *)layers;
 	struct qcow2_image *overlay = rebase->overlay;
@@ -74,7 +74,7 @@ static int finish(struct q2_layers *layers, struct qcow2_error *err)
 	return 0;
 }
 
-static void free_rebase(struct q2_layers *layers)
+static void free_rebase(struct q2_chain_job *layers)
 {
 	struct rebase *rebase = (struct rebase *)layers;
 	q2_source_free(&rebase->old);
@@ -132,7 +132,7 @@ int qcow2_rebase_new(struct qcow2_image *overlay, struct qcow2_image *backing,
 		     const struct qcow2_rebase_options *options, struct qcow2_job **out,
 		     struct qcow2_error *err)
 {
-	static const struct q2_layers_ops ops = {.find = find, .finish = finish, .free = free_rebase};
+	static const struct q2_chain_job_ops ops = {.find = find, .finish = finish, .free = free_rebase};
 	int rc = check(overlay, backing, options, err);
 	if (!rc)
 		rc = qcow2_image_flush(overlay, err);
@@ -141,8 +141,8 @@ int qcow2_rebase_new(struct qcow2_image *overlay, struct qcow2_image *backing,
 	struct rebase *rebase = q2_new(1, sizeof *rebase);
 	if (!rebase)
 		return q2_error_nomem(err);
-	struct q2_layers *layers = &rebase->layers;
-	q2_layers_init(layers, &ops, overlay);
+	struct q2_chain_job *layers = &rebase->layers;
+	q2_chain_job_init(layers, &ops, overlay);
 	rebase->overlay = qcow2_image_ref(overlay);
 	const struct q2_geometry *g = &overlay->meta.geo;
 	layers->compress = options->compress;
@@ -161,9 +161,9 @@ int qcow2_rebase_new(struct qcow2_image *overlay, struct qcow2_image *backing,
 	if (!rc && backing)
 		rc = q2_source_init(&rebase->new, &backing, 1, false, err);
 	if (!rc)
-		rc = q2_layers_survey(layers, overlay, err);
+		rc = q2_chain_job_survey(layers, overlay, err);
 	if (!rc)
-		rc = q2_layers_start(layers, overlay->size, options->threads, err);
+		rc = q2_chain_job_start(layers, overlay->size, options->threads, err);
 	if (rc) {
 		qcow2_job_free(&layers->job);
 		return rc;

@@ -4,7 +4,7 @@
  * Everything that can be refused is refused before anything changes. Then one phase after the other, each one switch
  * of the header; whoever opens the image in between finds some of the options done and the same disk. */
 #include "image/amend.h"
-#include "image/head.h"
+#include "image/header_cluster.h"
 #include "image/task.h"
 
 #include <inttypes.h>
@@ -166,26 +166,27 @@ static int check(struct amend *a, struct qcow2_error *err)
 static int set_names(struct qcow2_image *image, const struct qcow2_amend_options *o, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	struct q2_head head = {0};
-	int rc = q2_head_load(image, &head, err);
+	struct q2_header_cluster head = {0};
+	int rc = q2_header_cluster_load(image, &head, err);
 	if (!rc && o->data_name.data)
-		rc = q2_head_set(&head, (uint32_t)Q2_EXT_DATA_FILE,
-				 o->data_name.length ? o->data_name.data : NULL,
-				 (uint32_t)o->data_name.length, err);
+		rc = q2_header_cluster_set(&head, (uint32_t)Q2_EXT_DATA_FILE,
+					   o->data_name.length ? o->data_name.data : NULL,
+					   (uint32_t)o->data_name.length, err);
 	if (!rc && o->set_backing)
-		rc = q2_head_set_backing(&head, o->backing_name.data, (uint32_t)o->backing_name.length, err);
+		rc = q2_header_cluster_set_backing(&head, o->backing_name.data,
+						   (uint32_t)o->backing_name.length, err);
 	if (!rc && o->set_backing)
-		rc = q2_head_set(&head, (uint32_t)Q2_EXT_BACKING_FORMAT,
-				 o->backing_name.data ? o->backing_format.data : NULL,
-				 (uint32_t)o->backing_format.length, err);
+		rc = q2_header_cluster_set(&head, (uint32_t)Q2_EXT_BACKING_FORMAT,
+					   o->backing_name.data ? o->backing_format.data : NULL,
+					   (uint32_t)o->backing_format.length, err);
 	const struct qcow2_header saved = meta->header;
 	if (!rc && o->data_raw == 0)
 		meta->header.autoclear_features &= ~(uint64_t)Q2_AUTOCLEAR_DATA_FILE_RAW;
 	if (!rc)
-		rc = q2_head_store(image, &head, err);
+		rc = q2_header_cluster_store(image, &head, err);
 	if (rc)
 		meta->header = saved;
-	q2_head_free(&head);
+	q2_header_cluster_free(&head);
 	if (!rc && o->set_backing) {
 		/* The image that is attached is no longer the one that is named. */
 		qcow2_image_unref(image->backing);
@@ -199,7 +200,7 @@ static int set_lazy(struct qcow2_image *image, bool on, struct qcow2_error *err)
 	struct q2_meta *meta = &image->meta;
 	/* The dirty bit goes with the counts on disk; from now on they are kept in time. */
 	meta->lazy = false;
-	int rc = q2_commit_flush(meta, err);
+	int rc = q2_writeback_flush(meta, err);
 	if (rc)
 		return rc;
 	if (on)
@@ -207,7 +208,7 @@ static int set_lazy(struct qcow2_image *image, bool on, struct qcow2_error *err)
 	else
 		meta->header.compatible_features &= ~(uint64_t)Q2_COMPATIBLE_LAZY_REFCOUNTS;
 	meta->header.incompatible_features &= ~(uint64_t)Q2_INCOMPATIBLE_DIRTY;
-	return q2_commit_header(meta, err);
+	return q2_writeback_header(meta, err);
 }
 
 static int expand_snapshots(struct amend *a, struct qcow2_error *err)

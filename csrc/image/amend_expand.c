@@ -5,7 +5,7 @@
  * entry, after what the new entries refer to is counted and on disk: every entry alone says the same as before. */
 #include "image/amend.h"
 #include "image/task.h"
-#include "meta/link.h"
+#include "meta/map_edit.h"
 
 /* Clusters that are given places at once. */
 enum { MOST_AT_ONCE = 1 << 14 };
@@ -34,7 +34,7 @@ static int give_zeros(struct qcow2_image *image, uint64_t guest, uint64_t most, 
 	struct q2_meta *meta = &image->meta;
 	const struct q2_geometry *g = &meta->geo;
 	uint64_t start, virgin;
-	int rc = q2_link_table(&image->map, q2_guest_at(guest), err);
+	int rc = q2_map_edit_table(&image->map, q2_guest_at(guest), err);
 	virgin = meta->virgin;
 	if (!rc)
 		rc = q2_alloc(meta, q2_min(most, MOST_AT_ONCE), false, &start, done, err);
@@ -48,16 +48,16 @@ static int give_zeros(struct qcow2_image *image, uint64_t guest, uint64_t most, 
 	for (uint64_t i = 0; i < *done;) {
 		uint8_t *entry;
 		uint32_t left;
-		rc = q2_link_edit(&image->map, q2_guest_at(guest + (i << g->cluster_bits)), &entry, &left,
-				  err);
+		rc = q2_map_edit_edit(&image->map, q2_guest_at(guest + (i << g->cluster_bits)), &entry, &left,
+				      err);
 		for (; !rc && left && i < *done; left--, i++, entry += g->l2_entry_size) {
-			struct q2_entry old = q2_link_get(g, entry);
-			rc = q2_link_release(&image->map, &old, err);
+			struct q2_entry old = q2_map_edit_get(g, entry);
+			rc = q2_map_edit_release(&image->map, &old, err);
 			if (!rc)
-				q2_link_put(g, entry, (start + i) << g->cluster_bits | Q2_COPIED, 0);
+				q2_map_edit_put(g, entry, (start + i) << g->cluster_bits | Q2_COPIED, 0);
 		}
 		if (rc)
-			return q2_commit_fail(meta, rc, err);
+			return q2_writeback_fail(meta, rc, err);
 	}
 	return 0;
 }
@@ -119,7 +119,7 @@ static int expand_table(struct qcow2_image *image, uint8_t *table, uint64_t user
 	*changed = false;
 	for (uint32_t j = 0; j < 1u << g->l2_bits; j++) {
 		uint8_t *entry = table + (size_t)j * g->l2_entry_size;
-		struct q2_entry e = q2_link_get(g, entry);
+		struct q2_entry e = q2_map_edit_get(g, entry);
 		uint64_t word = 0, cluster = 0;
 		int rc = 0;
 		if (e.compressed || q2_entry_sub(&e, 0) != Q2_SUB_ZERO)
@@ -132,7 +132,7 @@ static int expand_table(struct qcow2_image *image, uint8_t *table, uint64_t user
 			rc = drop_later(drops, e.host.v >> g->cluster_bits, users, err);
 		if (rc)
 			return rc;
-		q2_link_put(g, entry, word, 0);
+		q2_map_edit_put(g, entry, word, 0);
 		*changed = true;
 	}
 	return 0;
@@ -146,7 +146,7 @@ int q2_expand_snapshot(struct qcow2_image *image, uint32_t index, struct q2_vec 
 	struct qcow2_snapshot s = {0};
 	q2_auto uint64_t *l1 = NULL;
 	q2_auto uint8_t *table = q2_new_pages(g->cluster_size);
-	int rc = table ? q2_commit_flush(meta, err) : q2_error_nomem(err);
+	int rc = table ? q2_writeback_flush(meta, err) : q2_error_nomem(err);
 	if (!rc)
 		rc = qcow2_image_snapshot(image, index, &s, err);
 	if (!rc && s.l1_entries > Q2_MAX_L1_BYTES / 8)
@@ -168,16 +168,16 @@ int q2_expand_snapshot(struct qcow2_image *image, uint32_t index, struct q2_vec 
 		if (rc || !changed)
 			continue;
 		/* What the entries refer to is counted and on disk first; what they let go of is dropped later. */
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 		if (rc)
 			continue;
 		meta->unsynced = true;
 		rc = qcow2_store_write(image->store, at, table, g->cluster_size, err);
 		q2_cache_forget(&meta->cache, q2_host_at(at), g->cluster_size);
 		if (!rc)
-			rc = q2_commit_barrier(meta, err);
+			rc = q2_writeback_barrier(meta, err);
 		if (rc)
-			q2_commit_fail(meta, rc, err);
+			q2_writeback_fail(meta, rc, err);
 	}
 	return rc;
 }

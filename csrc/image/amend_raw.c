@@ -3,7 +3,7 @@
  * plain data 1:1, and only when both are proved does the header say so. */
 #include "image/amend.h"
 #include "image/task.h"
-#include "meta/link.h"
+#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -25,11 +25,11 @@ static int map_plain(struct qcow2_image *image, uint64_t start, uint64_t end, st
 	while (start < end) {
 		uint8_t *entry;
 		uint32_t left;
-		int rc = q2_link_edit(&image->map, q2_guest_at(start), &entry, &left, err);
+		int rc = q2_map_edit_edit(&image->map, q2_guest_at(start), &entry, &left, err);
 		if (rc)
 			return rc;
 		for (; left && start < end; left--, start += g->cluster_size, entry += g->l2_entry_size)
-			q2_link_put(g, entry, start | Q2_COPIED, UINT32_MAX);
+			q2_map_edit_put(g, entry, start | Q2_COPIED, UINT32_MAX);
 	}
 	return 0;
 }
@@ -74,7 +74,7 @@ int q2_declare_raw(struct qcow2_image *image, struct qcow2_error *err)
 		rc = qcow2_store_resize(meta->data, image->size, err);
 	}
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	for (uint64_t at = 0; at < end && !rc;) {
 		struct q2_run run = {0};
 		rc = q2_map_find(&image->map, q2_guest_at(at), end - at, &run, err);
@@ -86,5 +86,5 @@ int q2_declare_raw(struct qcow2_image *image, struct qcow2_error *err)
 	if (rc)
 		return rc;
 	meta->header.autoclear_features |= Q2_AUTOCLEAR_DATA_FILE_RAW;
-	return q2_commit_header(meta, err);
+	return q2_writeback_header(meta, err);
 }

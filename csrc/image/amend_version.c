@@ -2,16 +2,16 @@
  * Version 2 to 3 and back: the header of the other version in one write of the first sector. */
 #include "image/amend.h"
 #include "image/create.h"
-#include "image/head.h"
+#include "image/header_cluster.h"
 
 #include <inttypes.h>
 
 /* Writes the header that meta.header has become, with the list; what it was comes back when it failed. */
-static int switch_version(struct qcow2_image *image, const struct q2_head *head,
+static int switch_version(struct qcow2_image *image, const struct q2_header_cluster *head,
 			  const struct qcow2_header *saved, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	int rc = q2_head_store_version(image, head, err);
+	int rc = q2_header_cluster_store_version(image, head, err);
 	if (rc && !meta->failure.code)
 		meta->header = *saved;
 	if (!rc)
@@ -20,7 +20,8 @@ static int switch_version(struct qcow2_image *image, const struct q2_head *head,
 }
 
 /* The table that tells other programs the features' names; merely useful, so room for it is no condition. */
-static int add_feature_names(struct qcow2_image *image, struct q2_head *head, struct qcow2_error *err)
+static int add_feature_names(struct qcow2_image *image, struct q2_header_cluster *head,
+			     struct qcow2_error *err)
 {
 	if (image->meta.geo.cluster_size < Q2_FEATURE_NAMES_FROM)
 		return 0;
@@ -29,22 +30,22 @@ static int add_feature_names(struct qcow2_image *image, struct q2_head *head, st
 	if (!names)
 		return q2_error_nomem(err);
 	q2_create_feature_names(names);
-	int rc = q2_head_set(head, (uint32_t)Q2_EXT_FEATURE_NAMES, names, length, err);
+	int rc = q2_header_cluster_set(head, (uint32_t)Q2_EXT_FEATURE_NAMES, names, length, err);
 	if (!rc)
-		rc = q2_head_store(image, head, err);
+		rc = q2_header_cluster_store(image, head, err);
 	return rc == QCOW2_E_NOSPACE && !image->meta.failure.code ? 0 : rc;
 }
 
 int q2_amend_upgrade(struct qcow2_image *image, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	struct q2_head head = {0};
+	struct q2_header_cluster head = {0};
 	/* Version 2 ignores the additional fields, so they may come first. */
 	int rc = q2_snapshot_complete(image, err);
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	if (!rc)
-		rc = q2_head_load(image, &head, err);
+		rc = q2_header_cluster_load(image, &head, err);
 	if (!rc) {
 		const struct qcow2_header saved = meta->header;
 		meta->header.version = 3;
@@ -52,7 +53,7 @@ int q2_amend_upgrade(struct qcow2_image *image, struct qcow2_error *err)
 	}
 	if (!rc)
 		rc = add_feature_names(image, &head, err);
-	q2_head_free(&head);
+	q2_header_cluster_free(&head);
 	return rc;
 }
 
@@ -93,14 +94,14 @@ int q2_amend_downgrade_check(struct qcow2_image *image, uint64_t size, unsigned 
 int q2_amend_downgrade(struct qcow2_image *image, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	struct q2_head head = {0};
+	struct q2_header_cluster head = {0};
 	/* With the version the dirty bit goes: every count is on disk before. */
 	meta->lazy = false;
-	int rc = q2_commit_flush(meta, err);
+	int rc = q2_writeback_flush(meta, err);
 	if (!rc)
-		rc = q2_head_load(image, &head, err);
+		rc = q2_header_cluster_load(image, &head, err);
 	if (!rc)
-		rc = q2_head_set(&head, (uint32_t)Q2_EXT_FEATURE_NAMES, NULL, 0, err);
+		rc = q2_header_cluster_set(&head, (uint32_t)Q2_EXT_FEATURE_NAMES, NULL, 0, err);
 	if (!rc) {
 		const struct qcow2_header saved = meta->header;
 		struct qcow2_header *h = &meta->header;
@@ -109,6 +110,6 @@ int q2_amend_downgrade(struct qcow2_image *image, struct qcow2_error *err)
 		h->compression_type = 0;
 		rc = switch_version(image, &head, &saved, err);
 	}
-	q2_head_free(&head);
+	q2_header_cluster_free(&head);
 	return rc;
 }

@@ -2,7 +2,7 @@
  * Another width of reference counts: new table and blocks beside the old ones, made true by one header write that
  * carries the width, the table's place and its length. */
 #include "image/amend.h"
-#include "meta/shadow.h"
+#include "meta/refcount_rebuild.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -76,7 +76,7 @@ int q2_amend_width_check(struct qcow2_image *image, unsigned order, struct qcow2
 	struct width w = {0};
 	/* The counts that the disk will have once all is written. */
 	image->meta.lazy = false;
-	int rc = q2_commit_flush(&image->meta, err);
+	int rc = q2_writeback_flush(&image->meta, err);
 	if (!rc)
 		rc = width_init(image, order, &w, err);
 	if (!rc)
@@ -86,16 +86,16 @@ int q2_amend_width_check(struct qcow2_image *image, unsigned order, struct qcow2
 }
 
 /* Takes the room for table and blocks; that itself may need more of them, so again until it holds. */
-static int take_room(struct qcow2_image *image, struct width *w, struct q2_shadow *shadow, uint64_t *start,
+static int take_room(struct qcow2_image *image, struct width *w, struct q2_rebuild *shadow, uint64_t *start,
 		     struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	int rc = scan(image, w, err);
 	while (!rc) {
 		uint64_t room = w->blocks + w->table_clusters;
-		rc = q2_shadow_take(meta, shadow, room, start, err);
+		rc = q2_rebuild_take(meta, shadow, room, start, err);
 		if (!rc)
-			rc = q2_commit_flush(meta, err);
+			rc = q2_writeback_flush(meta, err);
 		if (!rc)
 			rc = scan(image, w, err);
 		if (!rc && w->blocks + w->table_clusters <= room) {
@@ -177,19 +177,19 @@ static int adopt(struct qcow2_image *image, struct width *w, const struct qcow2_
 		if (old_table[i] & Q2_REFTABLE_MASK)
 			rc = q2_alloc_release(meta, (old_table[i] & Q2_REFTABLE_MASK) >> old->cluster_bits, 1,
 					      err);
-	return rc ? rc : q2_commit_flush(meta, err);
+	return rc ? rc : q2_writeback_flush(meta, err);
 }
 
 int q2_amend_width(struct qcow2_image *image, unsigned order, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	struct q2_shadow shadow = {0};
+	struct q2_rebuild shadow = {0};
 	struct width w = {0};
 	uint64_t start;
 	q2_auto uint64_t *table = NULL;
 	/* Counts are copied from the disk and switched with the rest, so from now on they are kept in time. */
 	meta->lazy = false;
-	int rc = q2_commit_flush(meta, err);
+	int rc = q2_writeback_flush(meta, err);
 	if (!rc)
 		rc = width_init(image, order, &w, err);
 	if (!rc)
@@ -202,19 +202,19 @@ int q2_amend_width(struct qcow2_image *image, unsigned order, struct qcow2_error
 	if (!rc)
 		rc = write_all(image, &w, start, table, err);
 	if (!rc)
-		rc = q2_commit_barrier(meta, err);
+		rc = q2_writeback_barrier(meta, err);
 	if (!rc) {
 		const struct qcow2_header old = meta->header;
 		meta->header.refcount_table_offset = start << meta->geo.cluster_bits;
 		meta->header.refcount_table_clusters = (uint32_t)w.table_clusters;
 		meta->header.refcount_order = order;
-		rc = q2_commit_header(meta, err);
+		rc = q2_writeback_header(meta, err);
 		if (!rc) {
 			q2_vec_free(&shadow.taken);
 			rc = adopt(image, &w, &old, q2_take(&table), err);
 		}
 	}
-	q2_shadow_undo(meta, &shadow);
+	q2_rebuild_undo(meta, &shadow);
 	width_free(&w);
 	return rc;
 }

@@ -6,8 +6,8 @@
  * and the autoclear bit that says "bitmaps are valid" is never off in between (invariant 5). */
 #include "base/be.h"
 #include "format/record.h"
-#include "image/bits.h"
-#include "image/head.h"
+#include "image/bitmap_pages.h"
+#include "image/header_cluster.h"
 
 #include <inttypes.h>
 
@@ -122,7 +122,7 @@ static int begin(struct qcow2_image *image, struct qcow2_error *err)
 	/* What writes have set so far goes to disk, so that the disk alone is to be changed. */
 	if (!rc)
 		rc = q2_track_end(image, err);
-	return rc ? rc : q2_commit_flush(&image->meta, err);
+	return rc ? rc : q2_writeback_flush(&image->meta, err);
 }
 
 /* Writes the directory, switches to it and with the same write to a disk of `size` bytes, frees what only the old one
@@ -131,7 +131,7 @@ static int install(struct qcow2_image *image, struct directory *dir, uint64_t si
 {
 	struct q2_meta *meta = &image->meta;
 	const struct qcow2_header saved = meta->header;
-	struct q2_head head = {0};
+	struct q2_header_cluster head = {0};
 	struct q2_bitmaps_ext old;
 	uint64_t at = 0;
 	uint8_t ext[24] = {0};
@@ -144,24 +144,25 @@ static int install(struct qcow2_image *image, struct directory *dir, uint64_t si
 	bool lazy = meta->lazy;
 	meta->lazy = false;
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	meta->lazy = lazy;
 	q2_store32(ext, dir->count);
 	q2_store64(ext + 8, dir->bytes.count);
 	q2_store64(ext + 16, at);
 	if (!rc)
-		rc = q2_head_load(image, &head, err);
+		rc = q2_header_cluster_load(image, &head, err);
 	if (!rc)
-		rc = q2_head_set(&head, (uint32_t)Q2_EXT_BITMAPS, dir->count ? ext : NULL, sizeof ext, err);
+		rc = q2_header_cluster_set(&head, (uint32_t)Q2_EXT_BITMAPS, dir->count ? ext : NULL,
+					   sizeof ext, err);
 	if (!rc) {
 		if (dir->count)
 			meta->header.autoclear_features |= Q2_AUTOCLEAR_BITMAPS;
 		else
 			meta->header.autoclear_features &= ~(uint64_t)Q2_AUTOCLEAR_BITMAPS;
 		meta->header.size = size;
-		rc = q2_head_store(image, &head, err);
+		rc = q2_header_cluster_store(image, &head, err);
 	}
-	q2_head_free(&head);
+	q2_header_cluster_free(&head);
 	if (rc) {
 		meta->header = saved;
 		return rc;
@@ -175,7 +176,7 @@ static int install(struct qcow2_image *image, struct directory *dir, uint64_t si
 		rc = q2_alloc_release(meta, span->start, span->count, err);
 	}
 	q2_image_forget_bitmaps(image);
-	return rc ? rc : q2_commit_flush(meta, err);
+	return rc ? rc : q2_writeback_flush(meta, err);
 }
 
 /*
@@ -253,7 +254,7 @@ int qcow2_image_bitmap_add(struct qcow2_image *image, struct qcow2_bytes name, u
 		.type = 1,
 		.granularity = granularity,
 		.flags = enabled ? Q2_BITMAP_AUTO : 0,
-		.table_entries = q2_bits_entries(image, image->size, bits),
+		.table_entries = q2_bitmap_pages_entries(image, image->size, bits),
 	};
 	q2_auto uint64_t *zeros = q2_new(b.table_entries, 8);
 	rc = zeros ? write_fresh(image, &dir, zeros, b.table_entries * 8ull, &b.table_offset, err)
@@ -309,7 +310,7 @@ int qcow2_image_bitmap_enable(struct qcow2_image *image, uint32_t index, bool en
 
 /* Writes changed bits and a new table beside the old ones, which are to be freed. gives: *b names the new table. */
 static int write_bits(struct qcow2_image *image, struct directory *dir, struct qcow2_bitmap *b,
-		      struct q2_bits *bits, struct qcow2_error *err)
+		      struct q2_bitmap_pages *bits, struct qcow2_error *err)
 {
 	uint32_t cluster_size = image->meta.geo.cluster_size;
 	unsigned cluster_bits = image->meta.geo.cluster_bits;
@@ -337,8 +338,8 @@ static int write_bits(struct qcow2_image *image, struct directory *dir, struct q
 }
 
 /* Writes changed bits and switches to them. */
-static int rewrite(struct qcow2_image *image, uint32_t index, struct qcow2_bitmap *b, struct q2_bits *bits,
-		   struct qcow2_error *err)
+static int rewrite(struct qcow2_image *image, uint32_t index, struct qcow2_bitmap *b,
+		   struct q2_bitmap_pages *bits, struct qcow2_error *err)
 {
 	struct directory dir = {0};
 	int rc = write_bits(image, &dir, b, bits, err);
@@ -354,11 +355,11 @@ int q2_bitmaps_check_size(struct qcow2_image *image, uint64_t size, struct qcow2
 	int rc = qcow2_image_bitmap_count(image, &count, err);
 	for (uint32_t i = 0; i < count && !rc; i++) {
 		struct qcow2_bitmap b;
-		struct q2_bits bits = {0};
+		struct q2_bitmap_pages bits = {0};
 		rc = usable(image, i, &b, err);
 		if (!rc)
-			rc = q2_bits_load(image, &b, &bits, err);
-		q2_bits_free(&bits);
+			rc = q2_bitmap_pages_load(image, &b, &bits, err);
+		q2_bitmap_pages_free(&bits);
 		if (!rc)
 			rc = check_room(size, b.granularity, err);
 	}
@@ -369,19 +370,20 @@ int q2_bitmaps_check_size(struct qcow2_image *image, uint64_t size, struct qcow2
 static int fit(struct qcow2_image *image, struct directory *dir, struct qcow2_bitmap *b, uint64_t size,
 	       struct qcow2_error *err)
 {
-	struct q2_bits bits = {0};
-	int rc = q2_bits_load(image, b, &bits, err);
-	uint32_t kept = q2_bits_entries(image, q2_min(size, image->meta.header.size), bits.granularity_bits);
+	struct q2_bitmap_pages bits = {0};
+	int rc = q2_bitmap_pages_load(image, b, &bits, err);
+	uint32_t kept =
+		q2_bitmap_pages_entries(image, q2_min(size, image->meta.header.size), bits.granularity_bits);
 	for (uint32_t p = kept; p < bits.entries && !rc; p++)
 		if (bits.table[p] & Q2_OFFSET_MASK)
 			rc = push_span(&dir->freed,
 				       (bits.table[p] & Q2_OFFSET_MASK) >> image->meta.geo.cluster_bits, 1,
 				       err);
 	if (!rc)
-		rc = q2_bits_resize(image, &bits, size, err);
+		rc = q2_bitmap_pages_resize(image, &bits, size, err);
 	if (!rc)
 		rc = write_bits(image, dir, b, &bits, err);
-	q2_bits_free(&bits);
+	q2_bitmap_pages_free(&bits);
 	return rc;
 }
 
@@ -402,7 +404,7 @@ int q2_bitmaps_resize(struct qcow2_image *image, uint64_t size, struct qcow2_err
 		rc = install(image, &dir, size, err);
 	} else if (!rc) {
 		image->meta.header.size = size;
-		rc = q2_commit_header(&image->meta, err);
+		rc = q2_writeback_header(&image->meta, err);
 	}
 	directory_free(image, &dir);
 	return rc;
@@ -412,19 +414,19 @@ int qcow2_image_bitmap_change(struct qcow2_image *image, uint32_t index, uint64_
 			      bool dirty, struct qcow2_error *err)
 {
 	struct qcow2_bitmap b = {0};
-	struct q2_bits bits = {0};
+	struct q2_bitmap_pages bits = {0};
 	int rc = begin(image, err);
 	if (!rc && !q2_fits(offset, length, image->size))
 		rc = q2_error_set(err, QCOW2_E_RANGE, offset, "Range lies outside the disk");
 	if (!rc)
 		rc = usable(image, index, &b, err);
 	if (!rc)
-		rc = q2_bits_load(image, &b, &bits, err);
+		rc = q2_bitmap_pages_load(image, &b, &bits, err);
 	if (!rc)
-		rc = q2_bits_change(image, &bits, offset, length, dirty, err);
+		rc = q2_bitmap_pages_change(image, &bits, offset, length, dirty, err);
 	if (!rc)
 		rc = rewrite(image, index, &b, &bits, err);
-	q2_bits_free(&bits);
+	q2_bitmap_pages_free(&bits);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
@@ -432,7 +434,7 @@ int qcow2_image_bitmap_merge(struct qcow2_image *image, uint32_t index, struct q
 			     uint32_t source_index, struct qcow2_error *err)
 {
 	struct qcow2_bitmap b = {0}, from = {0};
-	struct q2_bits bits = {0};
+	struct q2_bitmap_pages bits = {0};
 	int rc = begin(image, err);
 	if (!rc)
 		rc = usable(source, source_index, &from, err);
@@ -443,18 +445,18 @@ int qcow2_image_bitmap_merge(struct qcow2_image *image, uint32_t index, struct q
 				  "Bitmaps of disks of %" PRIu64 " and %" PRIu64 " bytes cannot be merged",
 				  source->size, image->size);
 	if (!rc)
-		rc = q2_bits_load(image, &b, &bits, err);
+		rc = q2_bitmap_pages_load(image, &b, &bits, err);
 	for (uint64_t at = 0; !rc && at < source->size;) {
 		bool dirty;
 		uint64_t length;
 		rc = qcow2_image_bitmap_extent(source, source_index, at, source->size - at, &dirty, &length,
 					       err);
 		if (!rc && dirty)
-			rc = q2_bits_change(image, &bits, at, length, true, err);
+			rc = q2_bitmap_pages_change(image, &bits, at, length, true, err);
 		at += rc ? 0 : length;
 	}
 	if (!rc)
 		rc = rewrite(image, index, &b, &bits, err);
-	q2_bits_free(&bits);
+	q2_bitmap_pages_free(&bits);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }

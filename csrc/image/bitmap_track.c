@@ -8,7 +8,7 @@
  * The flag is one aligned 4-byte word in the directory and only ever changes by itself, so no cut can lose
  * a directory. Bits are held in *pages*, one a table entry, read when a write first touches them. */
 #include "format/record.h"
-#include "image/bits.h"
+#include "image/bitmap_pages.h"
 
 #include "base/be.h"
 
@@ -18,14 +18,14 @@ struct track {
 	uint64_t flags_at; /* of the flags word in the file */
 	uint32_t flags;
 	uint64_t table_at;
-	struct q2_bits bits;
+	struct q2_bitmap_pages bits;
 };
 
 void q2_track_free(struct qcow2_image *image)
 {
 	struct track *tracks = image->tracks.items;
 	for (size_t i = 0; i < image->tracks.count; i++)
-		q2_bits_free(&tracks[i].bits);
+		q2_bitmap_pages_free(&tracks[i].bits);
 	q2_vec_free(&image->tracks);
 }
 
@@ -47,7 +47,7 @@ static int mark_in_use(struct qcow2_image *image, bool in_use, struct qcow2_erro
 		uint32_t flags = tracks[i].flags & ~Q2_BITMAP_IN_USE;
 		rc = write_flags(image, &tracks[i], flags | (in_use ? Q2_BITMAP_IN_USE : 0), err);
 	}
-	return rc ? q2_commit_fail(&image->meta, rc, err) : q2_commit_barrier(&image->meta, err);
+	return rc ? q2_writeback_fail(&image->meta, rc, err) : q2_writeback_barrier(&image->meta, err);
 }
 
 static int add_track(struct qcow2_image *image, uint32_t index, struct qcow2_error *err)
@@ -63,7 +63,7 @@ static int add_track(struct qcow2_image *image, uint32_t index, struct qcow2_err
 	track->flags_at = b.offset + 12; /* the specification's place of "flags" in an entry */
 	track->flags = b.flags;
 	track->table_at = b.table_offset;
-	return q2_bits_load(image, &b, &track->bits, err);
+	return q2_bitmap_pages_load(image, &b, &track->bits, err);
 }
 
 int q2_track_begin(struct qcow2_image *image, struct qcow2_error *err)
@@ -84,12 +84,12 @@ int q2_track_mark(struct qcow2_image *image, uint64_t offset, uint64_t length, s
 	struct track *tracks = image->tracks.items;
 	int rc = 0;
 	for (size_t i = 0; i < image->tracks.count && !rc; i++)
-		rc = q2_bits_change(image, &tracks[i].bits, offset, length, true, err);
+		rc = q2_bitmap_pages_change(image, &tracks[i].bits, offset, length, true, err);
 	return rc;
 }
 
 /* The pages of one bitmap: first their bytes, so that a table entry never names what is not there. */
-static int store_pages(struct qcow2_image *image, struct q2_bits *bits, struct qcow2_error *err)
+static int store_pages(struct qcow2_image *image, struct q2_bitmap_pages *bits, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	uint32_t cluster_size = meta->geo.cluster_size;
@@ -136,15 +136,15 @@ int q2_track_end(struct qcow2_image *image, struct qcow2_error *err)
 		rc = store_pages(image, &tracks[i].bits, err);
 	/* Counts and bits are on disk before the tables, the tables before the flag goes. */
 	if (!rc)
-		rc = q2_commit_flush(&image->meta, err);
+		rc = q2_writeback_flush(&image->meta, err);
 	for (size_t i = 0; i < image->tracks.count && !rc; i++)
 		rc = store_table(image, &tracks[i], err);
 	if (!rc)
-		rc = q2_commit_barrier(&image->meta, err);
+		rc = q2_writeback_barrier(&image->meta, err);
 	if (!rc)
 		rc = mark_in_use(image, false, err);
 	if (rc)
-		return q2_commit_fail(&image->meta, rc, err);
+		return q2_writeback_fail(&image->meta, rc, err);
 	q2_track_free(image);
 	q2_image_forget_bitmaps(image);
 	return 0;

@@ -4,7 +4,7 @@
 #include "data/codec.h"
 #include "format/record.h"
 #include "image/image.h"
-#include "meta/link.h"
+#include "meta/map_edit.h"
 #include "store/store.h"
 
 #include <inttypes.h>
@@ -26,7 +26,7 @@ static int verify_again(struct q2_meta *meta, const char *what, uint64_t offset,
 	for (uint64_t cluster = offset >> bits; cluster < end; cluster++) {
 		uint64_t count = 2;
 		int rc = 0;
-		if (q2_guard_has(&meta->guard, cluster, 1))
+		if (q2_live_metadata_has(&meta->guard, cluster, 1))
 			rc = q2_refcount_read(meta, cluster, &count, err);
 		if (!rc && count < 2)
 			rc = q2_error_set(err, QCOW2_E_CORRUPT, cluster << bits,
@@ -71,7 +71,7 @@ static int verify_snapshots(struct qcow2_image *image, struct qcow2_error *err)
 				if (at)
 					rc = verify_again(&image->meta, "Snapshot L2 table", at, 1, err);
 				if (at && !rc)
-					rc = q2_prove_table(&image->meta, at, err);
+					rc = q2_data_counts_table(&image->meta, at, err);
 			}
 		} while (!rc && length);
 		budget -= rc ? 0 : bytes;
@@ -133,7 +133,7 @@ static int verify_metadata(struct qcow2_image *image, struct qcow2_error *err)
 		if (at)
 			rc = q2_alloc_verify(meta, "L2 table", at, 1, err);
 		if (at && !rc)
-			rc = q2_prove_table(meta, at, err);
+			rc = q2_data_counts_table(meta, at, err);
 	}
 	if (!rc)
 		rc = verify_snapshots(image, err);
@@ -178,7 +178,7 @@ static int begin(struct qcow2_image *image, bool tables_only, struct qcow2_error
 	if (meta->geo.external_data) /* whose clusters are not counted */
 		return 0;
 	meta->unproven = meta->virgin;
-	return q2_prove_cost(meta) <= PROVE_AT_ONCE ? q2_prove(meta, err) : 0;
+	return q2_data_counts_cost(meta) <= PROVE_AT_ONCE ? q2_data_counts_prove(meta, err) : 0;
 }
 
 int qcow2_image_begin(struct qcow2_image *image, struct qcow2_error *err)
@@ -206,7 +206,7 @@ int q2_edit_tables(struct qcow2_image *image, struct qcow2_error *err)
 	if (!image->begun)
 		return q2_error_set(err, QCOW2_E_READONLY, Q2_NO_OFFSET,
 				    "The image was not opened for writing");
-	int rc = q2_commit_check(meta, err);
+	int rc = q2_writeback_check(meta, err);
 	if (rc || image->raw)
 		return rc;
 	image->expanded_host = UINT64_MAX;
@@ -217,14 +217,14 @@ int q2_edit_tables(struct qcow2_image *image, struct qcow2_error *err)
 			h->autoclear_features = autoclear;
 			if (lazy)
 				h->incompatible_features |= Q2_INCOMPATIBLE_DIRTY;
-			rc = q2_commit_header(meta, err);
+			rc = q2_writeback_header(meta, err);
 			if (rc)
 				return rc;
 			meta->lazy = lazy;
 		}
 		image->prepared = true;
 	}
-	return q2_cache_is_full(&meta->cache) ? q2_commit(meta, err) : 0;
+	return q2_cache_is_full(&meta->cache) ? q2_writeback(meta, err) : 0;
 }
 
 int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err)
@@ -294,9 +294,9 @@ int qcow2_image_flush(struct qcow2_image *image, struct qcow2_error *err)
 	if (!image->begun)
 		return 0;
 	if (image->raw)
-		rc = q2_commit_barrier(&image->meta, err);
+		rc = q2_writeback_barrier(&image->meta, err);
 	else
-		rc = q2_commit_flush(&image->meta, err);
+		rc = q2_writeback_flush(&image->meta, err);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
@@ -309,7 +309,7 @@ static int round_length(struct qcow2_image *image, struct qcow2_error *err)
 		return rc;
 	image->meta.unsynced = true;
 	rc = qcow2_store_resize(image->store, q2_round_up(length, 512), err);
-	return rc ? q2_commit_fail(&image->meta, rc, err) : 0;
+	return rc ? q2_writeback_fail(&image->meta, rc, err) : 0;
 }
 
 int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
@@ -317,21 +317,21 @@ int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 	struct q2_meta *meta = &image->meta;
 	if (!image->begun)
 		return 0;
-	int rc = q2_commit_check(meta, err);
+	int rc = q2_writeback_check(meta, err);
 	if (!rc)
 		rc = q2_track_end(image, err);
 	if (!rc && !image->raw)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	if (!rc && !image->raw && atomic_load(&image->store->changes) != image->changes)
 		rc = round_length(image, err);
 	rc = rc ? q2_image_blame(image, rc, err) : qcow2_image_flush(image, err);
 	if (!rc && (meta->header.incompatible_features & Q2_INCOMPATIBLE_DIRTY)) {
 		/* Every count is on disk before the bit that excused them goes. */
 		meta->lazy = false;
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 		if (!rc) {
 			meta->header.incompatible_features &= ~(uint64_t)Q2_INCOMPATIBLE_DIRTY;
-			rc = q2_commit_header(meta, err);
+			rc = q2_writeback_header(meta, err);
 		}
 		rc = q2_image_blame(image, rc, err);
 	}
@@ -343,7 +343,7 @@ int qcow2_image_finish(struct qcow2_image *image, struct qcow2_error *err)
 int q2_image_hide(struct qcow2_image *image, struct qcow2_error *err)
 {
 	image->meta.hidden = true;
-	return q2_commit_header(&image->meta, err);
+	return q2_writeback_header(&image->meta, err);
 }
 
 int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err)
@@ -351,7 +351,7 @@ int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err
 	struct q2_meta *meta = &image->meta;
 	int rc = q2_track_end(image, err);
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	if (!rc)
 		rc = round_length(image, err);
 	/* Everything first, the magic last: when the caller wants it on disk, in that order there too. */
@@ -360,7 +360,7 @@ int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err
 		meta->unsynced = true;
 		meta->data_unsynced = meta->data != NULL;
 		meta->hidden = false;
-		rc = q2_commit_barrier(meta, err);
+		rc = q2_writeback_barrier(meta, err);
 		meta->hidden = true;
 	}
 	uint8_t magic[4];
@@ -372,5 +372,5 @@ int q2_image_show(struct qcow2_image *image, bool flush, struct qcow2_error *err
 	meta->hidden = false;
 	meta->unsynced = flush; /* else nothing waits for a flush at the close */
 	meta->data_unsynced = false;
-	return q2_commit_barrier(meta, err);
+	return q2_writeback_barrier(meta, err);
 }

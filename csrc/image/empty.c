@@ -92,8 +92,8 @@ static int adopt(struct qcow2_image *image, const struct layout *l, uint64_t **e
 	struct q2_meta *meta = &image->meta;
 	q2_refcount_follow(meta, q2_take(entries), (uint32_t)(l->table << (meta->geo.cluster_bits - 3)));
 	q2_cache_drop(&meta->cache);
-	q2_guard_free(&meta->guard);
-	meta->guard = (struct q2_guard){0};
+	q2_live_metadata_free(&meta->guard);
+	meta->guard = (struct q2_live_metadata){0};
 	meta->free_hint = 1;
 	/* There is no guest data, and where the tables were that would have told of it others may lie. */
 	meta->unproven = 0;
@@ -106,8 +106,8 @@ static int adopt(struct qcow2_image *image, const struct layout *l, uint64_t **e
 		memset(image->map.l1, 0, image->map.l1_entries * sizeof *image->map.l1);
 	image->map.last.length = 0;
 	image->expanded_host = UINT64_MAX;
-	int rc = q2_guard_add(&meta->guard, 0, 1);
-	return rc ? rc : q2_guard_add(&meta->guard, l->base, l->end - l->base);
+	int rc = q2_live_metadata_add(&meta->guard, 0, 1);
+	return rc ? rc : q2_live_metadata_add(&meta->guard, l->base, l->end - l->base);
 }
 
 /* Builds the tables at `l` and lets the header name them. */
@@ -117,16 +117,16 @@ static int move_to(struct qcow2_image *image, const struct layout *l, struct qco
 	q2_auto uint64_t *entries = NULL;
 	int rc = write_tables(meta, l, &entries, err);
 	if (!rc)
-		rc = q2_commit_barrier(meta, err);
+		rc = q2_writeback_barrier(meta, err);
 	if (rc)
-		return q2_commit_fail(meta, rc, err);
+		return q2_writeback_fail(meta, rc, err);
 	meta->header.refcount_table_offset = l->base << meta->geo.cluster_bits;
 	meta->header.refcount_table_clusters = (uint32_t)l->table;
 	meta->header.l1_table_offset = l->l1 ? (l->end - l->l1) << meta->geo.cluster_bits : 0;
-	rc = q2_commit_header(meta, err);
+	rc = q2_writeback_header(meta, err);
 	if (rc)
 		return rc;
-	return adopt(image, l, &entries) ? q2_commit_fail(meta, q2_error_nomem(err), err) : 0;
+	return adopt(image, l, &entries) ? q2_writeback_fail(meta, q2_error_nomem(err), err) : 0;
 }
 
 /* The file ends behind the last table. */
@@ -171,7 +171,7 @@ static int empty(struct qcow2_image *image, struct qcow2_error *err)
 	if (!rc)
 		rc = is_plain(image, &plain, err);
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	if (!rc)
 		rc = q2_map_load(&image->map, err);
 	if (rc)
@@ -184,14 +184,14 @@ static int empty(struct qcow2_image *image, struct qcow2_error *err)
 	/* A device has no room behind its end. */
 	if (!plain || !room || qcow2_store_is_device(image->store)) {
 		rc = q2_unmap_clusters(image, 0, q2_round_up(image->size, meta->geo.cluster_size), err);
-		return rc ? rc : q2_commit_flush(meta, err);
+		return rc ? rc : q2_writeback_flush(meta, err);
 	}
 	rc = move_to(image, &behind, err);
 	if (!rc)
 		rc = move_to(image, &front, err);
 	if (!rc)
 		rc = cut_off(image, &front, err);
-	return rc ? rc : q2_commit_flush(meta, err);
+	return rc ? rc : q2_writeback_flush(meta, err);
 }
 
 int q2_image_empty(struct qcow2_image *image, struct qcow2_error *err)

@@ -77,7 +77,7 @@ int q2_read_compressed(const struct qcow2_extent *extent, const uint8_t **bytes,
 int q2_image_blame(const struct qcow2_image *image, int code, struct qcow2_error *err);
 
 /* Reads the header cluster's names and extensions anew (open.c). */
-int q2_image_reload_head(struct qcow2_image *image, struct qcow2_error *err);
+int q2_image_reload_header(struct qcow2_image *image, struct qcow2_error *err);
 
 /* ---- writing ------------------------------------------------------------------------------ */
 
@@ -196,7 +196,7 @@ int q2_image_bitmaps_extension(struct qcow2_image *image, struct q2_bitmaps_ext 
 void q2_image_drop_serial(struct qcow2_image *image, uint32_t index);
 void q2_image_add_serial(struct qcow2_image *image);
 
-/* The bitmap directory on disk is another now: it is read anew when it is needed (records.c). */
+/* The bitmap directory on disk is another now: it is read anew when it is needed (record_tables.c). */
 void q2_image_forget_bitmaps(struct qcow2_image *image);
 
 #endif

@@ -110,7 +110,7 @@ static int read_names(struct qcow2_image *image, struct qcow2_error *err)
 	return 0;
 }
 
-int q2_image_reload_head(struct qcow2_image *image, struct qcow2_error *err)
+int q2_image_reload_header(struct qcow2_image *image, struct qcow2_error *err)
 {
 	image->head_length = (uint32_t)q2_min(image->meta.geo.cluster_size, image->meta.file_length);
 	q2_vec_free(&image->extensions);
@@ -176,7 +176,7 @@ static int open_header(struct qcow2_image *image, enum state state, struct qcow2
 	image->head = q2_new(meta->geo.cluster_size, 1);
 	if (!image->head)
 		return q2_error_nomem(err);
-	rc = q2_image_reload_head(image, err);
+	rc = q2_image_reload_header(image, err);
 	if (!rc)
 		rc = refuse_unknown(image, err);
 	if (rc)

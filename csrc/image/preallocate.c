@@ -2,7 +2,7 @@
  * Space for what a disk grew by, taken before anything is written there. */
 #include "image/preallocate.h"
 
-#include "meta/link.h"
+#include "meta/map_edit.h"
 #include "store/kind.h"
 
 int q2_preallocate_plain(struct qcow2_store *store, uint64_t from, uint64_t to, enum qcow2_preallocation mode,
@@ -40,11 +40,11 @@ static int link_clusters(struct qcow2_image *image, uint64_t at, uint64_t host, 
 	while (count) {
 		uint8_t *entry;
 		uint32_t left;
-		int rc = q2_link_edit(&image->map, q2_guest_at(at), &entry, &left, err);
+		int rc = q2_map_edit_edit(&image->map, q2_guest_at(at), &entry, &left, err);
 		if (rc)
 			return rc;
 		for (; left && count; left--, count--, entry += g->l2_entry_size) {
-			q2_link_put(g, entry, host | Q2_COPIED, UINT32_MAX);
+			q2_map_edit_put(g, entry, host | Q2_COPIED, UINT32_MAX);
 			at += g->cluster_size;
 			host += g->cluster_size;
 		}
@@ -103,7 +103,7 @@ int q2_preallocate(struct qcow2_image *image, uint64_t from, enum qcow2_prealloc
 		rc = q2_edit_begin(image, err);
 		/* The table before the data, so that they lie in this order in the file. */
 		if (!rc)
-			rc = q2_link_table(&image->map, q2_guest_at(at), err);
+			rc = q2_map_edit_table(&image->map, q2_guest_at(at), err);
 		uint64_t table = 1ull << g->l2_bits, number = at >> g->cluster_bits;
 		uint64_t start = number;
 		uint64_t count = q2_min((end - at) >> g->cluster_bits, table - (number & (table - 1)));

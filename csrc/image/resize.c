@@ -2,7 +2,7 @@
  * The disk's size, and with it the bitmaps: grown or shrunk with one switch of the header (invariant 5). */
 #include "image/image.h"
 #include "image/preallocate.h"
-#include "meta/link.h"
+#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -17,7 +17,7 @@ static int grow_l1(struct qcow2_image *image, uint64_t size, struct qcow2_error 
 				    "A disk of %" PRIu64 " bytes needs an L1 table above %u bytes", size,
 				    Q2_MAX_L1_BYTES);
 	/* What is pending speaks of the old table's place. */
-	int rc = q2_commit(meta, err);
+	int rc = q2_writeback(meta, err);
 	uint64_t clusters = q2_div_up(entries * 8, g->cluster_size), start, got;
 	q2_auto uint64_t *l1 = q2_new(entries, sizeof *l1);
 	q2_auto uint64_t *raw = q2_new(clusters << g->cluster_bits, 1);
@@ -39,15 +39,15 @@ static int grow_l1(struct qcow2_image *image, uint64_t size, struct qcow2_error 
 	/* The counts of the new table are on disk before the header names it, lazy or not. */
 	bool lazy = meta->lazy;
 	meta->lazy = false;
-	rc = q2_commit_flush(meta, err);
+	rc = q2_writeback_flush(meta, err);
 	meta->lazy = lazy;
 	if (rc)
 		return rc;
 	uint64_t old = meta->header.l1_table_offset, old_bytes = meta->header.l1_size * 8ull;
-	q2_guard_add(&meta->guard, start, clusters);
+	q2_live_metadata_add(&meta->guard, start, clusters);
 	meta->header.l1_table_offset = start << g->cluster_bits;
 	meta->header.l1_size = (uint32_t)entries;
-	rc = q2_commit_header(meta, err);
+	rc = q2_writeback_header(meta, err);
 	if (rc)
 		return rc;
 	free(image->map.l1);
@@ -68,11 +68,11 @@ static int map_raw(struct qcow2_image *image, uint64_t start, uint64_t end, stru
 		uint32_t left;
 		int rc = q2_edit_begin(image, err);
 		if (!rc)
-			rc = q2_link_edit(&image->map, q2_guest_at(start), &entry, &left, err);
+			rc = q2_map_edit_edit(&image->map, q2_guest_at(start), &entry, &left, err);
 		if (rc)
 			return rc;
 		for (; left && start < end; left--, start += g->cluster_size, entry += g->l2_entry_size)
-			q2_link_put(g, entry, start | Q2_COPIED, UINT32_MAX);
+			q2_map_edit_put(g, entry, start | Q2_COPIED, UINT32_MAX);
 	}
 	return 0;
 }
@@ -124,7 +124,7 @@ static int grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocati
 	if (!rc && mode != QCOW2_PREALLOCATION_OFF)
 		rc = q2_preallocate(image, old, mode, err);
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	if (!rc)
 		rc = q2_bitmaps_resize(image, size, err);
 	if (rc)
@@ -156,7 +156,7 @@ static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *
 	struct q2_meta *meta = &image->meta;
 	uint32_t cluster_size = meta->geo.cluster_size;
 	uint64_t low = q2_round_up(size, cluster_size), high = q2_round_up(image->size, cluster_size);
-	int rc = q2_commit_flush(meta, err);
+	int rc = q2_writeback_flush(meta, err);
 	if (!rc)
 		rc = q2_unmap_check(image, low, high, err);
 	if (!rc)
@@ -169,7 +169,7 @@ static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *
 	if (!rc && low < high)
 		rc = q2_unmap_tables(image, low, high, err);
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	if (!rc)
 		rc = q2_data_file_resize(image, size, err);
 	return rc ? rc : q2_image_trim(image, err);

@@ -7,7 +7,7 @@
 #include "base/be.h"
 #include "format/record.h"
 #include "image/amend.h"
-#include "image/tables.h"
+#include "image/table_rebuild.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -18,7 +18,7 @@ enum { NARROW_ORDER = 3 };
 
 /* A change of the disk's tables and of the snapshot table. */
 struct change {
-	struct q2_tables tables;
+	struct q2_table_rebuild tables;
 	uint64_t table_at; /* the new snapshot table's place, cluster number */
 	uint64_t table_clusters;
 };
@@ -30,9 +30,9 @@ static int take_places(struct qcow2_image *image, struct change *change, const u
 	change->table_clusters = q2_div_up(table_bytes, image->meta.geo.cluster_size);
 	int rc = 0;
 	if (change->table_clusters)
-		rc = q2_shadow_take(&image->meta, &change->tables.shadow, change->table_clusters,
-				    &change->table_at, err);
-	return rc ? rc : q2_tables_take(image, &change->tables, l1, entries, err);
+		rc = q2_rebuild_take(&image->meta, &change->tables.shadow, change->table_clusters,
+				     &change->table_at, err);
+	return rc ? rc : q2_table_rebuild_take(image, &change->tables, l1, entries, err);
 }
 
 /* ---- the snapshot table ---------------------------------------------------------------------- */
@@ -153,7 +153,7 @@ static int begin(struct qcow2_image *image, struct qcow2_error *err)
 	/* Counts are copied from the disk and switched with the rest, so from now on they are kept in time. The
 	 * dirty bit stays until the end of writing. */
 	image->meta.lazy = false;
-	return rc ? rc : q2_commit_flush(&image->meta, err);
+	return rc ? rc : q2_writeback_flush(&image->meta, err);
 }
 
 /* What the switch let go of is free, and the snapshot list is read anew. */
@@ -166,7 +166,7 @@ static int end(struct qcow2_image *image, struct qcow2_error *err)
 	image->snapshot_table = NULL;
 	q2_vec_free(&image->snapshots);
 	image->snapshots_loaded = false;
-	return q2_commit_flush(meta, err);
+	return q2_writeback_flush(meta, err);
 }
 
 /* Bytes of the snapshot table on disk. */
@@ -204,9 +204,9 @@ static int counts_fit(struct qcow2_image *image, const uint64_t *gone, uint32_t 
 {
 	if (image->meta.geo.refcount_order > NARROW_ORDER)
 		return 0;
-	int rc = q2_tables_try(image, gone, gone_entries, -1, err);
+	int rc = q2_table_rebuild_try(image, gone, gone_entries, -1, err);
 	if (!rc)
-		rc = q2_tables_try(image, come, come_entries, 1, err);
+		rc = q2_table_rebuild_try(image, come, come_entries, 1, err);
 	q2_cache_drop(&image->meta.cache);
 	return rc;
 }
@@ -248,30 +248,30 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 	if (!rc)
 		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
 	if (!rc)
-		rc = q2_shadow_open(meta, &change.tables.shadow, err);
+		rc = q2_rebuild_open(meta, &change.tables.shadow, err);
 	/* The snapshot keeps the disk's tables; the disk refers once more to all the data, by tables of its own. What
 	 * a count loses it loses first, so that no count is refused that would fit in the end. */
 	if (!rc)
-		rc = q2_tables_count_own(image, l1, image->map.l1_entries, -1, err);
+		rc = q2_table_rebuild_count_own(image, l1, image->map.l1_entries, -1, err);
 	if (!rc)
-		rc = q2_tables_count(image, l1, image->map.l1_entries, 1, err);
+		rc = q2_table_rebuild_count(image, l1, image->map.l1_entries, 1, err);
 	if (!rc)
-		rc = q2_tables_write(image, &change.tables, l1, q2_tables_set_copied, err);
+		rc = q2_table_rebuild_write(image, &change.tables, l1, q2_table_rebuild_set_copied, err);
 	if (!rc)
 		rc = write_table(image, &change, &table, count, err);
 	if (!rc)
 		rc = drop_table(image, old_table, old_bytes, err);
 	if (rc)
 		goto undo;
-	q2_tables_name(image, &change.tables);
-	rc = q2_shadow_switch(meta, &change.tables.shadow, err);
+	q2_table_rebuild_name(image, &change.tables);
+	rc = q2_rebuild_switch(meta, &change.tables.shadow, err);
 	if (rc)
 		goto undo;
-	q2_tables_adopt(image, &change.tables);
+	q2_table_rebuild_adopt(image, &change.tables);
 	rc = end(image, err);
 undo:
-	q2_shadow_undo(meta, &change.tables.shadow);
-	q2_tables_free(&change.tables);
+	q2_rebuild_undo(meta, &change.tables.shadow);
+	q2_table_rebuild_free(&change.tables);
 	q2_vec_free(&record);
 	q2_vec_free(&table);
 	return rc ? q2_image_blame(image, rc, err) : 0;
@@ -329,32 +329,32 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 	if (!rc)
 		rc = take_places(image, &change, from, (uint32_t)entries, 0, err);
 	if (!rc)
-		rc = q2_shadow_open(meta, &change.tables.shadow, err);
+		rc = q2_rebuild_open(meta, &change.tables.shadow, err);
 	/* The disk's old tables and data lose its reference, then those of the snapshot get it, whose L2 tables stay
 	 * its own: the disk has copies. In this order no count is refused that would fit in the end. */
 	if (!rc)
-		rc = q2_tables_count(image, old, old_entries, -1, err);
+		rc = q2_table_rebuild_count(image, old, old_entries, -1, err);
 	if (!rc && old_entries)
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(old_entries * 8ull, g->cluster_size), -1, err);
 	if (!rc)
-		rc = q2_tables_count_own(image, from, (uint32_t)entries, -1, err);
+		rc = q2_table_rebuild_count_own(image, from, (uint32_t)entries, -1, err);
 	if (!rc)
-		rc = q2_tables_count(image, from, (uint32_t)entries, 1, err);
+		rc = q2_table_rebuild_count(image, from, (uint32_t)entries, 1, err);
 	if (!rc)
-		rc = q2_tables_write(image, &change.tables, from, q2_tables_set_copied, err);
+		rc = q2_table_rebuild_write(image, &change.tables, from, q2_table_rebuild_set_copied, err);
 	if (rc)
 		goto undo;
-	q2_tables_name(image, &change.tables);
+	q2_table_rebuild_name(image, &change.tables);
 	meta->header.size = s.size;
-	rc = q2_shadow_switch(meta, &change.tables.shadow, err);
+	rc = q2_rebuild_switch(meta, &change.tables.shadow, err);
 	if (rc)
 		goto undo;
-	q2_tables_adopt(image, &change.tables);
+	q2_table_rebuild_adopt(image, &change.tables);
 	q2_cache_drop(&meta->cache);
 	rc = end(image, err);
 undo:
-	q2_shadow_undo(meta, &change.tables.shadow);
-	q2_tables_free(&change.tables);
+	q2_rebuild_undo(meta, &change.tables.shadow);
+	q2_table_rebuild_free(&change.tables);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
@@ -382,37 +382,37 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 	if (!rc)
 		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
 	if (!rc)
-		rc = q2_shadow_open(meta, &change.tables.shadow, err);
+		rc = q2_rebuild_open(meta, &change.tables.shadow, err);
 	if (!rc)
-		rc = q2_tables_count(image, snap, s.l1_entries, -1, err);
+		rc = q2_table_rebuild_count(image, snap, s.l1_entries, -1, err);
 	if (!rc && s.l1_entries)
 		rc = q2_refcount_add(meta, s.l1_offset >> g->cluster_bits,
 				     q2_div_up(s.l1_entries * 8ull, g->cluster_size), -1, err);
 	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
 	if (!rc)
-		rc = q2_tables_count_own(image, l1, image->map.l1_entries, -1, err);
+		rc = q2_table_rebuild_count_own(image, l1, image->map.l1_entries, -1, err);
 	if (!rc && image->map.l1_entries)
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
 				     -1, err);
 	if (!rc)
-		rc = q2_tables_write(image, &change.tables, l1, q2_tables_set_copied, err);
+		rc = q2_table_rebuild_write(image, &change.tables, l1, q2_table_rebuild_set_copied, err);
 	if (!rc)
 		rc = write_table(image, &change, &table, count, err);
 	if (!rc)
 		rc = drop_table(image, old_table, old_bytes, err);
 	if (rc)
 		goto undo;
-	q2_tables_name(image, &change.tables);
-	rc = q2_shadow_switch(meta, &change.tables.shadow, err);
+	q2_table_rebuild_name(image, &change.tables);
+	rc = q2_rebuild_switch(meta, &change.tables.shadow, err);
 	if (rc)
 		goto undo;
-	q2_tables_adopt(image, &change.tables);
+	q2_table_rebuild_adopt(image, &change.tables);
 	q2_cache_drop(&meta->cache);
 	q2_view_end(image, s.l1_offset);
 	rc = end(image, err);
 undo:
-	q2_shadow_undo(meta, &change.tables.shadow);
-	q2_tables_free(&change.tables);
+	q2_rebuild_undo(meta, &change.tables.shadow);
+	q2_table_rebuild_free(&change.tables);
 	q2_vec_free(&table);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
@@ -427,25 +427,25 @@ static int replace_table(struct qcow2_image *image, const struct q2_vec *table, 
 	uint64_t old_table = saved.snapshots_offset, old_bytes = table_bytes(image);
 	int rc = take_places(image, &change, NULL, 0, table->count, err);
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	if (!rc)
 		rc = write_table(image, &change, table, count, err);
 	if (!rc)
-		rc = q2_commit_barrier(meta, err);
+		rc = q2_writeback_barrier(meta, err);
 	/* Freed with the flush behind the switch; where that fails, so does the image. */
 	if (!rc && old_bytes)
 		rc = q2_alloc_release(meta, old_table >> meta->geo.cluster_bits,
 				      q2_div_up(old_bytes, meta->geo.cluster_size), err);
 	if (!rc)
-		rc = q2_commit_header(meta, err);
+		rc = q2_writeback_header(meta, err);
 	if (!rc) {
 		q2_vec_free(&change.tables.shadow.taken);
 		rc = end(image, err);
 	} else {
 		meta->header = saved;
 	}
-	q2_shadow_undo(meta, &change.tables.shadow);
-	q2_tables_free(&change.tables);
+	q2_rebuild_undo(meta, &change.tables.shadow);
+	q2_table_rebuild_free(&change.tables);
 	return rc;
 }
 
@@ -516,27 +516,27 @@ int q2_snapshot_let_go(struct qcow2_image *image, const struct q2_span *spans, s
 	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
 	rc = take_places(image, &change, l1, image->map.l1_entries, 0, err);
 	if (!rc)
-		rc = q2_shadow_open(meta, &change.tables.shadow, err);
+		rc = q2_rebuild_open(meta, &change.tables.shadow, err);
 	for (size_t i = 0; i < count && !rc; i++)
 		rc = q2_refcount_add(meta, spans[i].start, spans[i].count, -1, err);
 	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
 	if (!rc)
-		rc = q2_tables_count_own(image, l1, image->map.l1_entries, -1, err);
+		rc = q2_table_rebuild_count_own(image, l1, image->map.l1_entries, -1, err);
 	if (!rc && image->map.l1_entries)
 		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
 				     -1, err);
 	if (!rc)
-		rc = q2_tables_write(image, &change.tables, l1, q2_tables_set_copied, err);
+		rc = q2_table_rebuild_write(image, &change.tables, l1, q2_table_rebuild_set_copied, err);
 	if (!rc) {
-		q2_tables_name(image, &change.tables);
-		rc = q2_shadow_switch(meta, &change.tables.shadow, err);
+		q2_table_rebuild_name(image, &change.tables);
+		rc = q2_rebuild_switch(meta, &change.tables.shadow, err);
 	}
 	if (!rc) {
-		q2_tables_adopt(image, &change.tables);
+		q2_table_rebuild_adopt(image, &change.tables);
 		q2_cache_drop(&meta->cache);
 		rc = end(image, err);
 	}
-	q2_shadow_undo(meta, &change.tables.shadow);
-	q2_tables_free(&change.tables);
+	q2_rebuild_undo(meta, &change.tables.shadow);
+	q2_table_rebuild_free(&change.tables);
 	return rc;
 }

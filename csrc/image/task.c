@@ -2,16 +2,16 @@
  * Long changes of one image, done in steps on the caller's thread. */
 #include "image/task.h"
 
-#include "base/host.h"
+#include "base/clock.h"
 
 uint64_t q2_task_deadline(void)
 {
-	return q2_host_now() + Q2_STEP_NSEC;
+	return q2_clock_now() + Q2_STEP_NSEC;
 }
 
 bool q2_task_late(uint64_t deadline)
 {
-	return q2_host_now() >= deadline;
+	return q2_clock_now() >= deadline;
 }
 
 int q2_task_ready(struct qcow2_task *task, int rc, struct qcow2_task **out, struct qcow2_error *err)

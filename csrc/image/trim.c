@@ -42,7 +42,7 @@ static int drop_blocks(struct q2_meta *meta, bool *gone, struct qcow2_error *err
 		if (!rc && !idle)
 			continue;
 		if (!rc)
-			rc = q2_commit_reftable(meta, i, err);
+			rc = q2_writeback_reftable(meta, i, err);
 		if (!rc && !itself)
 			rc = q2_alloc_release(meta, cluster, 1, err);
 		if (rc)
@@ -50,7 +50,7 @@ static int drop_blocks(struct q2_meta *meta, bool *gone, struct qcow2_error *err
 		/* Its dirty counts say nothing any more; what it says of itself goes with it. */
 		q2_cache_forget(&meta->cache, q2_host_at(at), meta->geo.cluster_size);
 		if (itself)
-			q2_guard_remove(&meta->guard, cluster);
+			q2_live_metadata_remove(&meta->guard, cluster);
 		meta->reftable[i] = 0;
 		*gone = true;
 	}
@@ -66,8 +66,8 @@ static int give_up_blocks(struct q2_meta *meta, struct qcow2_error *err)
 		int rc = drop_blocks(meta, &gone, err);
 		/* What memory has let go of the disk must not name: with half of that the image is at its end. */
 		if (rc)
-			return q2_commit_fail(meta, rc, err);
-		rc = gone ? q2_commit_flush(meta, err) : 0;
+			return q2_writeback_fail(meta, rc, err);
+		rc = gone ? q2_writeback_flush(meta, err) : 0;
 		if (rc)
 			return rc;
 	}
@@ -104,15 +104,15 @@ int q2_image_trim(struct qcow2_image *image, struct qcow2_error *err)
 	struct q2_meta *meta = &image->meta;
 	bool lazy = meta->lazy;
 	/* A count of zero has to mean that nobody refers to the cluster. */
-	int rc = meta->unproven ? q2_prove(meta, err) : 0;
+	int rc = meta->unproven ? q2_data_counts_prove(meta, err) : 0;
 	/* The table is written when it changes, lazy or not. */
 	meta->lazy = false;
 	if (!rc)
-		rc = q2_commit_flush(meta, err);
+		rc = q2_writeback_flush(meta, err);
 	if (!rc)
 		rc = give_up_blocks(meta, err);
 	meta->lazy = lazy;
 	if (!rc)
 		rc = give_back(image, err);
-	return rc ? rc : q2_commit_flush(meta, err);
+	return rc ? rc : q2_writeback_flush(meta, err);
 }

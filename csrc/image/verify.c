@@ -7,7 +7,7 @@
 #include "base/be.h"
 #include "data/zero.h"
 #include "image/task.h"
-#include "meta/link.h"
+#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -111,9 +111,9 @@ static int map_plain(struct verify *v, uint64_t cluster, struct qcow2_error *err
 	if (!rc)
 		rc = q2_track_mark(image, cluster, q2_min(g->cluster_size, image->size - cluster), err);
 	if (!rc)
-		rc = q2_link_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
+		rc = q2_map_edit_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
 	if (!rc)
-		q2_link_put(g, entry, cluster | Q2_COPIED, UINT32_MAX);
+		q2_map_edit_put(g, entry, cluster | Q2_COPIED, UINT32_MAX);
 	return rc;
 }
 
@@ -125,10 +125,10 @@ static int set_copied(struct verify *v, uint64_t cluster, struct qcow2_error *er
 	uint32_t left;
 	int rc = q2_edit_begin(image, err);
 	if (!rc)
-		rc = q2_link_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
+		rc = q2_map_edit_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
 	if (!rc) {
-		struct q2_entry e = q2_link_get(&image->meta.geo, entry);
-		q2_link_put(&image->meta.geo, entry, e.raw | Q2_COPIED, (uint64_t)e.zero << 32 | e.alloc);
+		struct q2_entry e = q2_map_edit_get(&image->meta.geo, entry);
+		q2_map_edit_put(&image->meta.geo, entry, e.raw | Q2_COPIED, (uint64_t)e.zero << 32 | e.alloc);
 	}
 	return rc;
 }
@@ -304,7 +304,7 @@ static int step(struct qcow2_task *task, struct qcow2_error *err)
 	int rc = v->tail_seen ? 0 : look_at_end(v, err);
 	v->tail_seen = true;
 	if (!rc && v->resync != QCOW2_RESYNC_NONE)
-		rc = q2_commit_flush(&image->meta, err);
+		rc = q2_writeback_flush(&image->meta, err);
 	return rc;
 }
 

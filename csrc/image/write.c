@@ -5,7 +5,7 @@
  * so a span is one allocation, one refcount update and few I/Os. Only a span's first and last cluster can be
  * written in part; those are *edges*, whose untouched bytes are composed from what the guest saw before. */
 #include "image/image.h"
-#include "meta/link.h"
+#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -174,22 +174,22 @@ static int link_span(struct qcow2_image *image, const struct span *span, const s
 		uint64_t guest = span->first + (i << g->cluster_bits);
 		uint8_t *entry;
 		uint32_t left;
-		int rc = q2_link_edit(&image->map, q2_guest_at(guest), &entry, &left, err);
+		int rc = q2_map_edit_edit(&image->map, q2_guest_at(guest), &entry, &left, err);
 		if (rc)
 			return rc;
 		for (; left && i < span->count;
 		     left--, i++, entry += g->l2_entry_size, guest += g->cluster_size) {
-			struct q2_entry old = q2_link_get(g, entry);
+			struct q2_entry old = q2_map_edit_get(g, entry);
 			uint64_t host = span->host.v + (i << g->cluster_bits);
 			uint64_t bitmap = guest == edges[0].guest   ? edges[0].bitmap
 					  : guest == edges[1].guest ? edges[1].bitmap
 					  : bitmaps                 ? bitmaps[i]
 								    : all;
 			if (!span->keep)
-				rc = q2_link_release(&image->map, &old, err);
+				rc = q2_map_edit_release(&image->map, &old, err);
 			if (rc)
 				return rc;
-			q2_link_put(g, entry, host | Q2_COPIED, bitmap);
+			q2_map_edit_put(g, entry, host | Q2_COPIED, bitmap);
 		}
 	}
 	return 0;
@@ -220,7 +220,7 @@ static int settle_punches(struct qcow2_image *image, uint64_t start, uint64_t le
 	for (size_t i = 0; i < list->count; i++) {
 		const struct q2_span *span = (struct q2_span *)list->items + i;
 		if (q2_overlaps(span->start, span->count, start, length))
-			return q2_commit(&image->meta, err);
+			return q2_writeback(&image->meta, err);
 	}
 	return 0;
 }
@@ -230,7 +230,7 @@ static int check_guard(const struct qcow2_image *image, const struct span *span,
 {
 	const struct q2_meta *meta = &image->meta;
 	uint64_t cluster = span->host.v >> meta->geo.cluster_bits;
-	if (meta->geo.external_data || !q2_guard_has(&meta->guard, cluster, span->count))
+	if (meta->geo.external_data || !q2_live_metadata_has(&meta->guard, cluster, span->count))
 		return 0;
 	return q2_error_set(err, QCOW2_E_CORRUPT, span->first,
 			    "Guest offset %#" PRIx64 " is mapped to host offset %#" PRIx64
@@ -258,7 +258,7 @@ static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t
 	bool allocate = !span.keep && !g->external_data;
 	/* The table before the data, so that a new image has them in this order in the file. */
 	if (!span.keep)
-		rc = q2_link_table(&image->map, q2_guest_at(span.first), err);
+		rc = q2_map_edit_table(&image->map, q2_guest_at(span.first), err);
 	uint64_t start = 0;
 	if (!rc && allocate) {
 		uint64_t was_virgin = meta->virgin;
@@ -284,7 +284,7 @@ static int write_piece(struct qcow2_image *image, uint64_t offset, const uint8_t
 	}
 	rc = link_span(image, &span, edges, NULL, err);
 	/* Some entries may point there by now: the rest is leaked, and the image is at its end. */
-	return rc ? q2_commit_fail(meta, rc, err) : 0;
+	return rc ? q2_writeback_fail(meta, rc, err) : 0;
 }
 
 int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, const uint64_t *bitmaps,
@@ -295,7 +295,7 @@ int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, c
 	struct span span = {.first = offset, .count = count, .host = q2_host_at(offset)};
 	const struct edge none[2] = {{UINT64_MAX, 0}, {UINT64_MAX, 0}};
 	uint64_t start = 0;
-	int rc = q2_link_table(&image->map, q2_guest_at(offset), err);
+	int rc = q2_map_edit_table(&image->map, q2_guest_at(offset), err);
 	if (!rc && !meta->geo.external_data) {
 		rc = q2_alloc(meta, count, false, &start, &span.count, err);
 		span.host = q2_host_at(start << bits);
@@ -305,7 +305,7 @@ int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, c
 	*host = span.host.v;
 	*got = span.count;
 	rc = link_span(image, &span, none, bitmaps, err);
-	return rc ? q2_commit_fail(meta, rc, err) : 0;
+	return rc ? q2_writeback_fail(meta, rc, err) : 0;
 }
 
 int qcow2_image_write(struct qcow2_image *image, uint64_t offset, const void *buf, size_t length,

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Zeros without data: zero and discard, by entries where the format can say it, by written zeros where not. */
 #include "image/image.h"
-#include "meta/link.h"
+#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -102,21 +102,21 @@ static int change_clusters(struct qcow2_image *image, uint64_t start, uint64_t e
 		}
 		uint8_t *entry;
 		uint32_t left;
-		rc = q2_link_edit(&image->map, q2_guest_at(start), &entry, &left, err);
+		rc = q2_map_edit_edit(&image->map, q2_guest_at(start), &entry, &left, err);
 		if (rc)
 			return rc;
 		for (; left && start < end; left--, start += g->cluster_size, entry += g->l2_entry_size) {
-			struct q2_entry old = q2_link_get(g, entry);
+			struct q2_entry old = q2_map_edit_get(g, entry);
 			uint64_t word, bitmap;
 			bool release;
 			new_entry(image, &old, fate, &word, &bitmap, &release);
 			if (release)
-				rc = q2_link_release(&image->map, &old, err);
+				rc = q2_map_edit_release(&image->map, &old, err);
 			if (!rc && release && g->external_data)
 				rc = punch_later(image, start, g->cluster_size, err);
 			if (rc)
-				return q2_commit_fail(meta, rc, err);
-			q2_link_put(g, entry, word, bitmap);
+				return q2_writeback_fail(meta, rc, err);
+			q2_map_edit_put(g, entry, word, bitmap);
 		}
 		meta->punch_freed |= frees(fate);
 	}
@@ -133,7 +133,8 @@ int q2_unmap_check(struct qcow2_image *image, uint64_t start, uint64_t end, stru
 		if (!rc && run.has_host && !meta->geo.external_data) {
 			uint64_t length = run.kind == Q2_SUB_COMPRESSED ? run.host_length : run.length;
 			uint64_t first = run.host.v >> bits;
-			rc = q2_link_check(meta, first, ((run.host.v + length - 1) >> bits) - first + 1, err);
+			rc = q2_map_edit_check(meta, first, ((run.host.v + length - 1) >> bits) - first + 1,
+					       err);
 		}
 		if (rc)
 			return rc;
@@ -163,14 +164,14 @@ static int unmap_table(struct qcow2_image *image, uint64_t index, struct qcow2_e
 		if (!rc)
 			old = q2_entry_decode(g, word, bitmap);
 		if (!rc && old.has_host)
-			rc = q2_link_release(&image->map, &old, err);
+			rc = q2_map_edit_release(&image->map, &old, err);
 		if (!rc && old.has_host && g->external_data)
 			rc = punch_later(image, guest, g->cluster_size, err);
 	}
 	if (!rc)
-		rc = q2_link_drop_table(&image->map, index, err);
+		rc = q2_map_edit_drop_table(&image->map, index, err);
 	meta->punch_freed = true;
-	return rc ? q2_commit_fail(meta, rc, err) : 0;
+	return rc ? q2_writeback_fail(meta, rc, err) : 0;
 }
 
 int q2_unmap_tables(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
@@ -194,14 +195,14 @@ static int zero_subclusters(struct qcow2_image *image, uint64_t from, uint64_t t
 	uint64_t cluster = q2_round_down(from, g->cluster_size);
 	uint8_t *entry;
 	uint32_t left;
-	int rc = q2_link_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
+	int rc = q2_map_edit_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
 	if (rc)
 		return rc;
-	struct q2_entry old = q2_link_get(g, entry);
+	struct q2_entry old = q2_map_edit_get(g, entry);
 	uint32_t mask = 0;
 	for (uint64_t at = from - cluster; at < to - cluster; at += 1ull << g->subcluster_bits)
 		mask |= 1u << (at >> g->subcluster_bits);
-	q2_link_put(g, entry, old.raw, (uint64_t)(old.zero | mask) << 32 | (old.alloc & ~mask));
+	q2_map_edit_put(g, entry, old.raw, (uint64_t)(old.zero | mask) << 32 | (old.alloc & ~mask));
 	return 0;
 }
 

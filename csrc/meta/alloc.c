@@ -29,7 +29,7 @@ int q2_alloc_verify(struct q2_meta *meta, const char *what, uint64_t offset, uin
 				"it is written to",
 				what, cluster << meta->geo.cluster_bits);
 	}
-	return q2_guard_add(&meta->guard, first, end - first) ? q2_error_nomem(err) : 0;
+	return q2_live_metadata_add(&meta->guard, first, end - first) ? q2_error_nomem(err) : 0;
 }
 
 int q2_alloc_verify_blocks(struct q2_meta *meta, struct qcow2_error *err)
@@ -69,14 +69,14 @@ static int add_block(struct q2_meta *meta, uint64_t index, uint64_t at, struct q
 			      NULL, err);
 	if (rc)
 		return rc;
-	rc = q2_commit_reftable(meta, (uint32_t)index, err);
+	rc = q2_writeback_reftable(meta, (uint32_t)index, err);
 	if (rc) {
 		q2_cache_forget(&meta->cache, q2_host_at(offset), meta->geo.cluster_size);
 		return rc;
 	}
 	meta->reftable[index] = offset;
 	reach(meta, at, 1);
-	q2_guard_add(&meta->guard, at, 1);
+	q2_live_metadata_add(&meta->guard, at, 1);
 	return q2_refcount_add(meta, at, 1, 1, err);
 }
 
@@ -89,7 +89,7 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 	const struct q2_geometry *g = &meta->geo;
 	uint64_t per_cluster = g->cluster_size / 8;
 	/* What is pending goes down first; with lazy counts the old table goes on lacking blocks that the new one has. */
-	int rc = q2_commit(meta, err);
+	int rc = q2_writeback(meta, err);
 	if (rc)
 		return rc;
 	/* Behind the last cluster that any count or the file itself reaches, in an area without blocks. */
@@ -145,17 +145,17 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 	/* From here on memory speaks of the new table, which has all that the old one lacks; a failure ends the image. */
 	q2_refcount_follow(meta, q2_take(&table), (uint32_t)new_entries);
 	reach(meta, base, clusters + blocks);
-	q2_guard_add(&meta->guard, base, clusters + blocks);
+	q2_live_metadata_add(&meta->guard, base, clusters + blocks);
 	rc = q2_refcount_add(meta, base, clusters + blocks, 1, err);
 	if (!rc)
 		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, true, &meta->unsynced, err);
 	if (!rc)
-		rc = q2_commit_barrier(meta, err);
+		rc = q2_writeback_barrier(meta, err);
 	if (rc)
-		return q2_commit_fail(meta, rc, err);
+		return q2_writeback_fail(meta, rc, err);
 	meta->header.refcount_table_offset = new_offset;
 	meta->header.refcount_table_clusters = (uint32_t)clusters;
-	rc = q2_commit_header(meta, err);
+	rc = q2_writeback_header(meta, err);
 	if (rc)
 		return rc;
 	meta->free_hint = q2_min(meta->free_hint, old_offset >> g->cluster_bits);
@@ -215,7 +215,7 @@ int q2_alloc(struct q2_meta *meta, uint64_t want, bool exact, uint64_t *start, u
 		if (rc)
 			return rc;
 		if (first < meta->unproven) {
-			rc = q2_prove(meta, err);
+			rc = q2_data_counts_prove(meta, err);
 			if (rc)
 				return rc;
 		}
@@ -224,7 +224,7 @@ int q2_alloc(struct q2_meta *meta, uint64_t want, bool exact, uint64_t *start, u
 			continue;
 		}
 		if (wants_pending(meta, first)) {
-			rc = q2_commit(meta, err);
+			rc = q2_writeback(meta, err);
 			if (rc)
 				return rc;
 			from = meta->free_hint;

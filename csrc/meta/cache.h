@@ -4,7 +4,7 @@
  * A *slice* is an aligned piece of a table, at most Q2_SLICE_MAX bytes and at most a cluster, so one
  * never straddles two tables. Bytes are kept as they lie on disk (big-endian).
  *
- * A slice that was edited is *dirty* until q2_cache_write takes it down; only commit.c calls that, since
+ * A slice that was edited is *dirty* until q2_cache_write takes it down; only writeback.c calls that, since
  * the order of writes is its duty. Dirty slices are never evicted: when nothing else is left the cache
  * grows past its bound, and the writer commits soon (q2_cache_is_full). A *fresh* slice belongs to a table
  * that nothing on disk points at yet.

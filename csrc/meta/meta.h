@@ -6,7 +6,7 @@
 #include "base/mem.h"
 #include "format/entry.h"
 #include "meta/cache.h"
-#include "meta/guard.h"
+#include "meta/live_metadata.h"
 
 /* A stretch of host clusters, or of the external data file (bytes, see pending_punch). */
 struct q2_span {
@@ -34,17 +34,17 @@ struct q2_meta {
 	uint64_t *reftable; /* host order; NULL until the first use */
 	uint32_t reftable_entries;
 
-	/* ---- writing (alloc.c, commit.c); all zero while nothing was written ---- */
-	struct qcow2_store *data;       /* borrowed: the external data file, NULL without one */
-	bool lazy;                      /* dirty bit is on disk: refcount blocks may wait for the close */
-	bool hidden;                    /* a new image in the making: another magic on disk, no barriers */
-	bool unsynced, data_unsynced;   /* written since the last flush: image file, external data file */
-	uint64_t free_hint;             /* no cluster below it is free */
-	struct q2_guard guard;          /* invariant 6: clusters of live metadata */
-	uint64_t virgin;                /* clusters from here on were never written: they read as zeros */
-	uint64_t unproven;              /* clusters below may hold data though their count is 0 (prove.c) */
-	struct q2_vec l2_tables;        /* uint64_t: the tables that would tell, until they have */
-	struct q2_vec l1_words;         /* struct q2_l1_word: links waiting for what they point at */
+	/* ---- writing (alloc.c, writeback.c); all zero while nothing was written ---- */
+	struct qcow2_store *data;      /* borrowed: the external data file, NULL without one */
+	bool lazy;                     /* dirty bit is on disk: refcount blocks may wait for the close */
+	bool hidden;                   /* a new image in the making: another magic on disk, no barriers */
+	bool unsynced, data_unsynced;  /* written since the last flush: image file, external data file */
+	uint64_t free_hint;            /* no cluster below it is free */
+	struct q2_live_metadata guard; /* invariant 6: clusters of live metadata */
+	uint64_t virgin;               /* clusters from here on were never written: they read as zeros */
+	uint64_t unproven;       /* clusters below may hold data though their count is 0 (data_counts.c) */
+	struct q2_vec l2_tables; /* uint64_t: the tables that would tell, until they have */
+	struct q2_vec l1_words;  /* struct q2_l1_word: links waiting for what they point at */
 	struct q2_vec reftable_words;   /* uint32_t: entries of `reftable` that the table on disk lacks */
 	struct q2_vec pending_free;     /* struct q2_span: unlinked, their counts go down after the flush */
 	uint64_t pending_clusters;      /* how many clusters these spans have */
@@ -151,22 +151,22 @@ int q2_alloc_release(struct q2_meta *meta, uint64_t start, uint64_t count, struc
 
 /*
  * Guest data with a count of 0 would be handed out as free, too. To know, all L2 tables have to be read: at once when
- * they are few, else when the first cluster inside the file is about to be handed out. (prove.c)
+ * they are few, else when the first cluster inside the file is about to be handed out. (data_counts.c)
  */
 /* One more L2 table of the disk or a snapshot, which is inside the file. */
-int q2_prove_table(struct q2_meta *meta, uint64_t at, struct qcow2_error *err);
-/* Bytes that q2_prove will read. */
-uint64_t q2_prove_cost(const struct q2_meta *meta);
+int q2_data_counts_table(struct q2_meta *meta, uint64_t at, struct qcow2_error *err);
+/* Bytes that q2_data_counts_prove will read. */
+uint64_t q2_data_counts_cost(const struct q2_meta *meta);
 /* fails: `corrupt`. */
-int q2_prove(struct q2_meta *meta, struct qcow2_error *err);
+int q2_data_counts_prove(struct q2_meta *meta, struct qcow2_error *err);
 
-/* ---- order of writes (commit.c) ---------------------------------------------------------------- */
+/* ---- order of writes (writeback.c) ---------------------------------------------------------------- */
 
 /* Entry `index` of the active L1 table is to be `value` on disk. */
-int q2_commit_l1(struct q2_meta *meta, uint64_t index, uint64_t value, struct qcow2_error *err);
+int q2_writeback_l1(struct q2_meta *meta, uint64_t index, uint64_t value, struct qcow2_error *err);
 
 /* Entry `index` of the refcount table in memory is to be on disk. */
-int q2_commit_reftable(struct q2_meta *meta, uint32_t index, struct qcow2_error *err);
+int q2_writeback_reftable(struct q2_meta *meta, uint32_t index, struct qcow2_error *err);
 
 /*
  * Takes the changed tables down in the order that keeps invariants 1-3 at every instant:
@@ -176,28 +176,28 @@ int q2_commit_reftable(struct q2_meta *meta, uint32_t index, struct qcow2_error 
  *   F  lower the counts of what was unlinked; give space back
  * fails: as the store; the image is then failed for good (invariant 7).
  */
-int q2_commit(struct q2_meta *meta, struct qcow2_error *err);
+int q2_writeback(struct q2_meta *meta, struct qcow2_error *err);
 
 /* Commits, and has everything on stable storage: the guest's flush. */
-int q2_commit_flush(struct q2_meta *meta, struct qcow2_error *err);
+int q2_writeback_flush(struct q2_meta *meta, struct qcow2_error *err);
 
 /* Data file and image file on stable storage, when they were written since the last time. fails: as the store;
  * the image is then failed for good. */
-int q2_commit_barrier(struct q2_meta *meta, struct qcow2_error *err);
+int q2_writeback_barrier(struct q2_meta *meta, struct qcow2_error *err);
 
 /* Records the first failure of a metadata write; gives its code. */
-int q2_commit_fail(struct q2_meta *meta, int code, struct qcow2_error *err);
+int q2_writeback_fail(struct q2_meta *meta, int code, struct qcow2_error *err);
 
 /* 0, or the recorded failure again. */
-int q2_commit_check(const struct q2_meta *meta, struct qcow2_error *err);
+int q2_writeback_check(const struct q2_meta *meta, struct qcow2_error *err);
 
 /*
  * Writes the header's fields (meta->header) with ONE write inside the first 512 bytes: the switch of
  * invariant 5. needs: all that the new fields point at is on stable storage. Flushes.
  */
-int q2_commit_header(struct q2_meta *meta, struct qcow2_error *err);
+int q2_writeback_header(struct q2_meta *meta, struct qcow2_error *err);
 
 /* The same with what follows the fields: `length` bytes, at most a sector, that begin with them. */
-int q2_commit_start(struct q2_meta *meta, uint8_t *bytes, size_t length, struct qcow2_error *err);
+int q2_writeback_start(struct q2_meta *meta, uint8_t *bytes, size_t length, struct qcow2_error *err);
 
 #endif

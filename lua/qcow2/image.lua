@@ -2,7 +2,7 @@
 -- Image objects: opening, properties, reading, extents. The core's handle is the object; this file dresses its class.
 local core = require("qcow2.core")
 local jobs = require("qcow2.job")
-local layers = require("qcow2.layers")
+local layers = require("qcow2.attach")
 local options = require("qcow2.options")
 local references = require("qcow2.references")
 local size = require("qcow2.size")
@@ -267,7 +267,7 @@ function methods:explain(offset)
   return require("qcow2.explain").explain(self, size.argument(offset, "offset") or error("offset is missing", 2))
 end
 
--- ---- writing: lua/qcow2/change.lua adds what changes an image -----------------------------------
+-- ---- writing: lua/qcow2/write.lua adds what changes an image -----------------------------------
 
 local DIRTY, CORRUPT = 1, 2
 
@@ -402,7 +402,7 @@ local steady = { path = true, format = true, mode = true, data_path = true, size
   disk_size = true }
 
 -- Files that add methods, loaded when one is asked for that is not known yet.
-local more = { "qcow2.change", "qcow2.check", "qcow2.amend", "qcow2.datafile" }
+local more = { "qcow2.write", "qcow2.check", "qcow2.amend", "qcow2.datafile" }
 
 ---All methods are in image.methods when this returns; true when some were not.
 ---@return boolean

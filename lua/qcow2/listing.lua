@@ -1,7 +1,7 @@
 -- SPDX-License-Identifier: MIT
 -- Long lists, a batch a call: the rows of `map` as text and the sums of `measure` (an image may have tens of millions
 -- of extents), the rows of snapshots and bitmaps as text (65,536 of each).
-local files = require("qcow2.layers")
+local files = require("qcow2.attach")
 
 local listing = {}
 
