@@ -19,7 +19,8 @@ function terminal.run(command, keys, options)
     end))
   end
   feed[#feed + 1] = "sleep " .. pause
-  local line = ("{ %s; } | timeout 30 script -qec \"%s\" /dev/null"):format(table.concat(feed, "; "),
+  -- Without `exec` the shell that `script` starts may stay between and die of the Ctrl-C that the program survives.
+  local line = ("{ %s; } | SHELL=/bin/sh timeout 30 script -qec \"exec %s\" /dev/null"):format(table.concat(feed, "; "),
     (command:gsub('[\\"$`]', "\\%0")))
   local result = sh.run(line, options)
   return (result.stdout:gsub("\27%[[%d;?]*%a", ""):gsub("\r", "")), result.code
