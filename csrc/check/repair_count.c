@@ -251,7 +251,6 @@ int q2_repair_raise(struct qcow2_repair *repair, bool *more, struct qcow2_error 
 			return rc;
 	}
 	if (!repair->position && repair->reach > repair->check->file_length) {
-		meta->unsynced = true;
 		int rc = qcow2_store_resize(repair->store, repair->reach, err);
 		if (rc)
 			return rc;

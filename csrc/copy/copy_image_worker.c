@@ -315,7 +315,6 @@ static int have_turn(struct q2_copy *copy, struct worker *worker, const struct q
 	}
 	if (!rc)
 		rc = take_places(copy, worker, unit, err);
-	q2_edit_data(copy->target); /* marks what step 3 writes as not yet flushed */
 	if (!rc) {
 		copy->turn++;
 		copy->writing++;

@@ -150,7 +150,6 @@ static int finish_place(struct qcow2_image *image, uint64_t offset, const struct
 			struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &image->meta.geo;
-	q2_edit_data(image); /* after the write: a flush in between does not count */
 	if (!way->link)
 		return rc;
 	if (rc) {

@@ -148,7 +148,7 @@ static int check(struct amend *a, struct qcow2_error *err)
 		if (!rc && !qcow2_store_writable(data))
 			rc = refuse(err, QCOW2_E_READONLY, "The external data file was opened read-only");
 		if (!rc)
-			image->meta.data = data;
+			q2_writeback_attach(&image->meta, data);
 	}
 	bool lazy = h->compatible_features & Q2_COMPATIBLE_LAZY_REFCOUNTS;
 	a->wanted[NAMES] = o->data_name.data || o->set_backing || (o->data_raw == 0 && raw);
@@ -199,8 +199,7 @@ static int set_lazy(struct qcow2_image *image, bool on, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	/* The dirty bit goes with the counts on disk; from now on they are kept in time. */
-	meta->lazy = false;
-	int rc = q2_writeback_flush(meta, err);
+	int rc = q2_writeback_in_time(meta, err);
 	if (rc)
 		return rc;
 	if (on)

@@ -17,7 +17,6 @@ static int clear_clusters(struct qcow2_image *image, uint64_t start, uint64_t co
 	struct q2_meta *meta = &image->meta;
 	unsigned bits = meta->geo.cluster_bits;
 	uint64_t used = start < virgin ? q2_min(count, virgin - start) : 0, length;
-	meta->unsynced = true;
 	int rc = used ? qcow2_store_punch(image->store, start << bits, used << bits, err) : 0;
 	if (!rc)
 		rc = qcow2_store_length(image->store, &length, err);
@@ -171,7 +170,6 @@ int q2_expand_snapshot(struct qcow2_image *image, uint32_t index, struct q2_vec 
 		rc = q2_writeback_flush(meta, err);
 		if (rc)
 			continue;
-		meta->unsynced = true;
 		rc = qcow2_store_write(image->store, at, table, g->cluster_size, err);
 		q2_cache_forget(&meta->cache, q2_host_at(at), g->cluster_size);
 		if (!rc)

@@ -14,7 +14,6 @@ static int clear_data(struct qcow2_image *image, uint64_t offset, uint64_t lengt
 	int rc = qcow2_store_length(image->meta.data, &file, err);
 	if (rc || offset >= file)
 		return rc;
-	image->meta.data_unsynced = true;
 	return qcow2_store_punch(image->meta.data, offset, q2_min(length, file - offset), err);
 }
 
@@ -70,7 +69,6 @@ int q2_declare_raw(struct qcow2_image *image, struct qcow2_error *err)
 	uint64_t length, end = q2_round_up(image->size, meta->geo.cluster_size);
 	int rc = qcow2_store_length(meta->data, &length, err);
 	if (!rc && length < image->size) {
-		meta->data_unsynced = true;
 		rc = qcow2_store_resize(meta->data, image->size, err);
 	}
 	if (!rc)

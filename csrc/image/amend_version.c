@@ -96,8 +96,7 @@ int q2_amend_downgrade(struct qcow2_image *image, struct qcow2_error *err)
 	struct q2_meta *meta = &image->meta;
 	struct q2_header_cluster head = {0};
 	/* With the version the dirty bit goes: every count is on disk before. */
-	meta->lazy = false;
-	int rc = q2_writeback_flush(meta, err);
+	int rc = q2_writeback_in_time(meta, err);
 	if (!rc)
 		rc = q2_header_cluster_load(image, &head, err);
 	if (!rc)

@@ -75,8 +75,7 @@ int q2_amend_width_check(struct qcow2_image *image, unsigned order, struct qcow2
 {
 	struct width w = {0};
 	/* The counts that the disk will have once all is written. */
-	image->meta.lazy = false;
-	int rc = q2_writeback_flush(&image->meta, err);
+	int rc = q2_writeback_in_time(&image->meta, err);
 	if (!rc)
 		rc = width_init(image, order, &w, err);
 	if (!rc)
@@ -144,7 +143,6 @@ static int write_all(struct qcow2_image *image, struct width *w, uint64_t start,
 	q2_auto uint8_t *block = q2_new_pages(g->cluster_size);
 	if (!raw || !block)
 		return q2_error_nomem(err);
-	image->meta.unsynced = true;
 	for (uint64_t i = 0; i < bytes / 8 && i < MOST_BLOCKS; i++) {
 		if (!w->need[i])
 			continue;
@@ -188,8 +186,7 @@ int q2_amend_width(struct qcow2_image *image, unsigned order, struct qcow2_error
 	uint64_t start;
 	q2_auto uint64_t *table = NULL;
 	/* Counts are copied from the disk and switched with the rest, so from now on they are kept in time. */
-	meta->lazy = false;
-	int rc = q2_writeback_flush(meta, err);
+	int rc = q2_writeback_in_time(meta, err);
 	if (!rc)
 		rc = width_init(image, order, &w, err);
 	if (!rc)

@@ -60,7 +60,6 @@ static int write_fresh(struct qcow2_image *image, struct directory *dir, const v
 	if (length)
 		memcpy(padded, bytes, length);
 	*at = start << meta->geo.cluster_bits;
-	meta->unsynced = true;
 	return qcow2_store_write(image->store, *at, padded, clusters << meta->geo.cluster_bits, err);
 }
 
@@ -141,11 +140,8 @@ static int install(struct qcow2_image *image, struct directory *dir, uint64_t si
 	if (!rc && dir->count)
 		rc = write_fresh(image, dir, dir->bytes.items, dir->bytes.count, &at, err);
 	/* The counts of all that is new are on disk, and so are its bytes, before the header names it. */
-	bool lazy = meta->lazy;
-	meta->lazy = false;
 	if (!rc)
-		rc = q2_writeback_flush(meta, err);
-	meta->lazy = lazy;
+		rc = q2_writeback_counts(meta, err);
 	q2_store32(ext, dir->count);
 	q2_store64(ext + 8, dir->bytes.count);
 	q2_store64(ext + 16, at);

@@ -32,4 +32,8 @@ int q2_bitmap_pages_change(struct qcow2_image *image, struct q2_bitmap_pages *bi
 int q2_bitmap_pages_resize(struct qcow2_image *image, struct q2_bitmap_pages *bits, uint64_t size,
 			   struct qcow2_error *err);
 
+/* The bits of a bitmap that follows writes; NULL: what is on disk is all of it. (bitmap_track.c) */
+const struct q2_bitmap_pages *q2_track_pages(const struct qcow2_image *image,
+					     const struct qcow2_bitmap *bitmap);
+
 #endif

@@ -14,6 +14,10 @@
 
 #include <inttypes.h>
 
+enum {
+	FLAGS_AT = 12
+}; /* where an entry of the directory has its flags (specification, "Bitmap directory") */
+
 struct track {
 	uint64_t flags_at; /* of the flags word in the file */
 	uint32_t flags;
@@ -34,7 +38,6 @@ static int write_flags(struct qcow2_image *image, const struct track *track, uin
 {
 	uint8_t bytes[4];
 	q2_store32(bytes, flags);
-	image->meta.unsynced = true;
 	return qcow2_store_write(image->store, track->flags_at, bytes, sizeof bytes, err);
 }
 
@@ -60,7 +63,7 @@ static int add_track(struct qcow2_image *image, uint32_t index, struct qcow2_err
 	struct track *track = q2_vec_push(&image->tracks, sizeof *track);
 	if (!track)
 		return q2_error_nomem(err);
-	track->flags_at = b.offset + 12; /* the specification's place of "flags" in an entry */
+	track->flags_at = b.offset + FLAGS_AT;
 	track->flags = b.flags;
 	track->table_at = b.table_offset;
 	return q2_bitmap_pages_load(image, &b, &track->bits, err);
@@ -77,6 +80,16 @@ int q2_track_begin(struct qcow2_image *image, struct qcow2_error *err)
 	if (rc) /* the next write begins anew */
 		q2_track_free(image);
 	return rc;
+}
+
+const struct q2_bitmap_pages *q2_track_pages(const struct qcow2_image *image,
+					     const struct qcow2_bitmap *bitmap)
+{
+	const struct track *tracks = image->tracks.items;
+	for (size_t i = 0; i < image->tracks.count; i++)
+		if (tracks[i].flags_at == bitmap->offset + FLAGS_AT)
+			return &tracks[i].bits;
+	return NULL;
 }
 
 int q2_track_mark(struct qcow2_image *image, uint64_t offset, uint64_t length, struct qcow2_error *err)
@@ -103,7 +116,6 @@ static int store_pages(struct qcow2_image *image, struct q2_bitmap_pages *bits, 
 			rc = q2_alloc(meta, 1, false, &start, &got, err);
 			at = start << meta->geo.cluster_bits;
 		}
-		meta->unsynced = true;
 		if (!rc)
 			rc = qcow2_store_write(image->store, at, bits->pages[p], cluster_size, err);
 		if (rc)
@@ -121,7 +133,6 @@ static int store_table(struct qcow2_image *image, const struct track *track, str
 		return q2_error_nomem(err);
 	for (uint32_t p = 0; p < track->bits.entries; p++)
 		raw[p] = htobe64(track->bits.table[p]);
-	image->meta.unsynced = true;
 	return qcow2_store_write(image->store, track->table_at, raw, track->bits.entries * 8ull, err);
 }
 

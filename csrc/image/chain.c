@@ -1,8 +1,66 @@
 /* SPDX-License-Identifier: MIT
- * The map of a whole chain: the first layer that says something about an address answers. */
+ * Chains: how layers are put together, and the map of them all, where the first layer that says something about an
+ * address answers. */
 #include "image/image.h"
 
 #include <inttypes.h>
+#include <string.h>
+
+static bool same_file(struct qcow2_store *a, struct qcow2_store *b)
+{
+	uint64_t x[2], y[2];
+	return a == b ||
+	       (qcow2_store_identity(a, x) && qcow2_store_identity(b, y) && x[0] == y[0] && x[1] == y[1]);
+}
+
+/* Is the file the image file or the data file of a layer from `image` down? */
+static bool in_chain(const struct qcow2_image *image, struct qcow2_store *store)
+{
+	for (; image; image = image->backing)
+		if (same_file(image->store, store) || (image->data && same_file(image->data, store)))
+			return true;
+	return false;
+}
+
+int qcow2_image_attach_data(struct qcow2_image *image, struct qcow2_store *store, struct qcow2_error *err)
+{
+	if (image->raw || !image->meta.geo.external_data)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The image has no external data file");
+	if (same_file(image->store, store))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The external data file is the image file itself");
+	if (in_chain(image->backing, store))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The external data file belongs to the image's backing chain");
+	qcow2_store_ref(store);
+	qcow2_store_unref(image->data);
+	image->data = store;
+	return 0;
+}
+
+int qcow2_image_attach_backing(struct qcow2_image *image, struct qcow2_image *backing,
+			       struct qcow2_error *err)
+{
+	if (image->raw)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "A raw image has no backing file");
+	uint32_t depth = 1;
+	if (in_chain(backing, image->store))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The backing chain comes back to the image itself");
+	if (image->data && in_chain(backing, image->data))
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "The backing chain contains the image's external data file");
+	for (struct qcow2_image *layer = backing; layer; layer = layer->backing, depth++) {
+		if (depth >= Q2_MAX_CHAIN)
+			return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
+					    "The backing chain is longer than %u images", Q2_MAX_CHAIN);
+	}
+	qcow2_image_ref(backing);
+	qcow2_image_unref(image->backing);
+	image->backing = backing;
+	return 0;
+}
 
 /* A raw layer: its bytes, or a hole of the host's. */
 static int raw_run(struct qcow2_image *layer, uint64_t offset, uint64_t limit, bool holes,

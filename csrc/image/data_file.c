@@ -21,7 +21,6 @@ int q2_data_file_resize(struct qcow2_image *image, uint64_t size, struct qcow2_e
 	int rc = qcow2_store_length(meta->data, &length, err);
 	if (rc || length == size || (length > size && !q2_data_file_is_raw(image)))
 		return rc;
-	meta->data_unsynced = true;
 	return qcow2_store_resize(meta->data, size, err);
 }
 

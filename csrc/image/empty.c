@@ -68,7 +68,6 @@ static int write_tables(struct q2_meta *meta, const struct layout *l, uint64_t *
 	q2_auto uint64_t *table = q2_new(bytes, 1), *raw = q2_new(bytes, 1);
 	if (!table || !raw)
 		return q2_error_nomem(err);
-	meta->unsynced = true;
 	int rc = 0;
 	for (uint64_t i = 0; i < l->blocks && !rc; i++) {
 		uint64_t index = first ? (i ? first + i - 1 : 0) : i;
@@ -137,7 +136,6 @@ static int cut_off(struct qcow2_image *image, const struct layout *l, struct qco
 	int rc = qcow2_store_length(image->store, &length, err);
 	if (rc || length <= end)
 		return rc;
-	meta->unsynced = true;
 	rc = qcow2_store_resize(image->store, end, err);
 	if (!rc) {
 		meta->file_length = end;

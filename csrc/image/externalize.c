@@ -126,7 +126,8 @@ static int move(struct qcow2_image *image, struct qcow2_store *data, bool raw, s
 	q2_header_geometry(&meta->header, &meta->geo);
 	q2_cache_drop(&meta->cache);
 	meta->stream_at = meta->stream_end = 0;
-	image->data = meta->data = qcow2_store_ref(data);
+	image->data = qcow2_store_ref(data);
+	q2_writeback_attach(meta, image->data);
 	rc = q2_image_reload_header(image, err);
 undo:
 	q2_rebuild_undo(meta, &t.shadow);
@@ -181,9 +182,8 @@ static int externalize(struct qcow2_image *image, struct qcow2_store *data, stru
 	/* What writes have set in bitmaps goes to disk, so that nothing is pending; counts are kept in time. */
 	if (!rc)
 		rc = q2_track_end(image, err);
-	meta->lazy = false;
 	if (!rc)
-		rc = q2_writeback_flush(meta, err);
+		rc = q2_writeback_in_time(meta, err);
 	if (!rc)
 		rc = q2_map_load(&image->map, err);
 	if (!rc && raw)
@@ -211,7 +211,8 @@ int qcow2_image_gather(struct qcow2_image *image, struct qcow2_error *err)
 		rc = refuse(err, QCOW2_E_CONFLICT, "The image has no external data file");
 	if (!rc)
 		rc = q2_track_end(image, err);
-	image->meta.lazy = false;
+	if (!rc)
+		rc = q2_writeback_in_time(&image->meta, err);
 	if (!rc)
 		rc = gather(image, err);
 	if (!rc)

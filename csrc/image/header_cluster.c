@@ -139,7 +139,6 @@ static int place(struct qcow2_image *image, const struct q2_header_cluster *head
 		 const uint8_t *list, uint64_t length, uint64_t name_at, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	meta->unsynced = true;
 	int rc = qcow2_store_write(meta->store, base, list, length, err);
 	if (!rc)
 		rc = q2_writeback_barrier(meta, err);
@@ -209,7 +208,6 @@ int q2_header_cluster_store_version(struct qcow2_image *image, const struct q2_h
 				    "The header cluster of %" PRIu32
 				    " bytes has no room for its extensions and names in the other version",
 				    meta->geo.cluster_size);
-	meta->unsynced = true;
 	rc = qcow2_store_write(meta->store, end, head->backing_name, head->backing_length, err);
 	if (!rc)
 		rc = q2_writeback_barrier(meta, err);

@@ -59,6 +59,12 @@ struct qcow2_image {
 	uint64_t expanded_host; /* UINT64_MAX: none */
 };
 
+/* A new image over a store, which it takes a reference to; NULL: no memory. (image.c) */
+struct qcow2_image *q2_image_new(struct qcow2_store *store);
+
+/* Frees an image that nobody refers to any more, as it is: nothing is written. */
+void q2_image_free(struct qcow2_image *image);
+
 /* Where guest clusters lie. fails: `missing` when the external data file is not attached. */
 int q2_image_data_store(struct qcow2_image *image, struct qcow2_store **store, struct qcow2_error *err);
 
@@ -91,7 +97,7 @@ int q2_edit_tables(struct qcow2_image *image, struct qcow2_error *err);
  * marked in use. */
 int q2_edit_begin(struct qcow2_image *image, struct qcow2_error *err);
 
-/* The store that guest data goes to, marked as written since the last flush. */
+/* The store that guest data goes to. */
 struct qcow2_store *q2_edit_data(struct qcow2_image *image);
 
 /* Does the range [offset, offset + length) read as zeros by what the tables say? Bytes past the disk's end do. */

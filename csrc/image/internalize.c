@@ -115,7 +115,6 @@ static int copy_run(struct inward *in, uint32_t j, uint64_t guest, uint32_t coun
 	if (rc)
 		return rc;
 	uint64_t bytes = q2_min(got << g->cluster_bits, image->size - guest), host = start << g->cluster_bits;
-	image->meta.unsynced = true;
 	rc = q2_store_copy(image->data, guest, image->store, host, bytes, err);
 	/* The rest of the disk's last cluster may have bytes of whoever had the place before. */
 	if (!rc && bytes < got << g->cluster_bits) {
@@ -161,7 +160,6 @@ static int store(struct inward *in, struct qcow2_error *err)
 		return rc;
 	q2_live_metadata_add(&image->meta.guard, start, 1);
 	in->l1[in->index] = start << g->cluster_bits | Q2_COPIED;
-	image->meta.unsynced = true;
 	rc = qcow2_store_write(image->store, start << g->cluster_bits, in->new, g->cluster_size, err);
 	return rc;
 }
@@ -207,15 +205,13 @@ static int finish(struct inward *in, struct qcow2_error *err)
 		return rc;
 	for (uint32_t i = 0; i < entries; i++)
 		raw[i] = htobe64(in->l1[i]);
-	meta->unsynced = true;
 	if (clusters) {
 		q2_live_metadata_add(&meta->guard, start, clusters);
 		rc = qcow2_store_write(image->store, start << meta->geo.cluster_bits, raw,
 				       clusters << meta->geo.cluster_bits, err);
 	}
-	meta->lazy = false;
 	if (!rc)
-		rc = q2_writeback_flush(meta, err);
+		rc = q2_writeback_in_time(meta, err);
 	if (rc)
 		return rc;
 	meta->header.incompatible_features &= ~(uint64_t)Q2_INCOMPATIBLE_DATA_FILE;
@@ -230,7 +226,8 @@ static int finish(struct inward *in, struct qcow2_error *err)
 	image->map.l1 = q2_take(&in->l1);
 	image->map.l1_offset = meta->header.l1_table_offset;
 	qcow2_store_unref(image->data);
-	image->data = meta->data = NULL;
+	image->data = NULL;
+	q2_writeback_attach(meta, NULL);
 	q2_header_geometry(&meta->header, &meta->geo);
 	q2_cache_drop(&meta->cache);
 	return forget_old(in, old_at, old, entries, err);

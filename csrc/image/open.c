@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * The life of an image: open, attach, let go. */
+ * Opens an image: what kind of file it is, its header, the names that the header cluster holds. */
 #include "base/be.h"
 #include "base/mem.h"
 #include "data/codec.h"
@@ -9,18 +9,6 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
-
-int q2_image_blame(const struct qcow2_image *image, int code, struct qcow2_error *err)
-{
-	if (!code || !err)
-		return code;
-	char name[200], quoted[204];
-	const char *path = qcow2_store_name(image->store);
-	q2_error_escape(name, sizeof name, path, strlen(path));
-	/* A store's own failure tells its name already. */
-	snprintf(quoted, sizeof quoted, "'%s'", name);
-	return strstr(err->text, quoted) ? code : q2_error_prefix(err, code, "%s", name);
-}
 
 int qcow2_image_probe(struct qcow2_store *store, const char **format, struct qcow2_error *err)
 {
@@ -194,22 +182,10 @@ static int open_header(struct qcow2_image *image, enum state state, struct qcow2
 	return 0;
 }
 
-static struct qcow2_image *image_new(struct qcow2_store *store)
-{
-	struct qcow2_image *image = q2_new(1, sizeof *image);
-	if (!image)
-		return NULL;
-	image->refs = 1;
-	image->store = qcow2_store_ref(store);
-	image->meta.store = store;
-	image->expanded_host = UINT64_MAX;
-	return image;
-}
-
 static int image_open(struct qcow2_store *store, enum state state, struct qcow2_image **out,
 		      struct qcow2_error *err)
 {
-	struct qcow2_image *image = image_new(store);
+	struct qcow2_image *image = q2_image_new(store);
 	if (!image)
 		return q2_error_nomem(err);
 	int rc = open_header(image, state, err);
@@ -218,7 +194,7 @@ static int image_open(struct qcow2_store *store, enum state state, struct qcow2_
 	*out = image;
 	return 0;
 undo:
-	qcow2_image_unref(image);
+	q2_image_free(image);
 	return rc;
 }
 
@@ -246,102 +222,11 @@ int qcow2_image_open_raw(struct qcow2_store *store, struct qcow2_image **out, st
 	if (length > INT64_MAX - 511)
 		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "File of %" PRIu64 " bytes is too long",
 				    length);
-	struct qcow2_image *image = image_new(store);
+	struct qcow2_image *image = q2_image_new(store);
 	if (!image)
 		return q2_error_nomem(err);
 	image->raw = true;
 	image->size = q2_round_up(length, 512);
 	*out = image;
-	return 0;
-}
-
-struct qcow2_image *qcow2_image_ref(struct qcow2_image *image)
-{
-	image->refs++;
-	return image;
-}
-
-void qcow2_image_unref(struct qcow2_image *image)
-{
-	/* A loop down the chain, so that a long one needs no deep stack. */
-	while (image && --image->refs == 0) {
-		struct qcow2_image *backing = image->backing;
-		/* Who cares for the answer has called qcow2_image_finish; this saves what can be saved. */
-		qcow2_image_finish(image, NULL);
-		q2_view_part(image);
-		q2_track_free(image);
-		q2_map_free(&image->map);
-		q2_meta_free(&image->meta);
-		q2_codec_free(image->codec);
-		q2_vec_free(&image->extensions);
-		q2_vec_free(&image->snapshots);
-		q2_vec_free(&image->bitmaps);
-		q2_vec_free(&image->bitmap_serials);
-		free(image->snapshot_table);
-		free(image->bitmap_directory);
-		free(image->bitmap_table);
-		free(image->expanded);
-		free(image->stream);
-		free(image->head);
-		qcow2_store_unref(image->data);
-		qcow2_store_unref(image->store);
-		free(image);
-		image = backing;
-	}
-}
-
-static bool same_file(struct qcow2_store *a, struct qcow2_store *b)
-{
-	uint64_t x[2], y[2];
-	return a == b ||
-	       (qcow2_store_identity(a, x) && qcow2_store_identity(b, y) && x[0] == y[0] && x[1] == y[1]);
-}
-
-/* Is the file the image file or the data file of a layer from `image` down? */
-static bool in_chain(const struct qcow2_image *image, struct qcow2_store *store)
-{
-	for (; image; image = image->backing)
-		if (same_file(image->store, store) || (image->data && same_file(image->data, store)))
-			return true;
-	return false;
-}
-
-int qcow2_image_attach_data(struct qcow2_image *image, struct qcow2_store *store, struct qcow2_error *err)
-{
-	if (image->raw || !image->meta.geo.external_data)
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				    "The image has no external data file");
-	if (same_file(image->store, store))
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				    "The external data file is the image file itself");
-	if (in_chain(image->backing, store))
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				    "The external data file belongs to the image's backing chain");
-	qcow2_store_ref(store);
-	qcow2_store_unref(image->data);
-	image->data = store;
-	return 0;
-}
-
-int qcow2_image_attach_backing(struct qcow2_image *image, struct qcow2_image *backing,
-			       struct qcow2_error *err)
-{
-	if (image->raw)
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "A raw image has no backing file");
-	uint32_t depth = 1;
-	if (in_chain(backing, image->store))
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				    "The backing chain comes back to the image itself");
-	if (image->data && in_chain(backing, image->data))
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				    "The backing chain contains the image's external data file");
-	for (struct qcow2_image *layer = backing; layer; layer = layer->backing, depth++) {
-		if (depth >= Q2_MAX_CHAIN)
-			return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
-					    "The backing chain is longer than %u images", Q2_MAX_CHAIN);
-	}
-	qcow2_image_ref(backing);
-	qcow2_image_unref(image->backing);
-	image->backing = backing;
 	return 0;
 }

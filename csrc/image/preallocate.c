@@ -21,7 +21,6 @@ static int prepare_space(struct qcow2_image *image, uint64_t at, uint64_t length
 {
 	uint64_t end;
 	int rc = 0;
-	image->meta.unsynced = true;
 	if (at < virgin && mode != QCOW2_PREALLOCATION_FULL)
 		rc = qcow2_store_punch(image->store, at, q2_min(length, virgin - at), err);
 	if (!rc)
@@ -66,7 +65,6 @@ static int prepare_first(struct qcow2_image *image, uint64_t from, uint64_t to, 
 		return rc;
 	/* No part of it is to be a hole. */
 	rc = q2_map_entry(&image->map, q2_guest_at(from), &word, &bitmap, &at, err);
-	image->meta.unsynced = true;
 	return rc ? rc : q2_store_allocate(image->store, word & Q2_OFFSET_MASK, g->cluster_size, err);
 }
 

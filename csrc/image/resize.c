@@ -31,16 +31,12 @@ static int grow_l1(struct qcow2_image *image, uint64_t size, struct qcow2_error 
 	for (uint64_t i = 0; i < entries; i++)
 		raw[i] = htobe64(l1[i]);
 	rc = qcow2_store_write(meta->store, start << g->cluster_bits, raw, clusters << g->cluster_bits, err);
-	meta->unsynced = true;
 	if (rc) {
 		q2_alloc_abandon(meta, start, clusters, NULL);
 		return rc;
 	}
 	/* The counts of the new table are on disk before the header names it, lazy or not. */
-	bool lazy = meta->lazy;
-	meta->lazy = false;
-	rc = q2_writeback_flush(meta, err);
-	meta->lazy = lazy;
+	rc = q2_writeback_counts(meta, err);
 	if (rc)
 		return rc;
 	uint64_t old = meta->header.l1_table_offset, old_bytes = meta->header.l1_size * 8ull;
@@ -90,10 +86,8 @@ static int clear_grown(struct qcow2_image *image, uint64_t old, uint64_t size, s
 	uint64_t length = 0, backing = image->backing ? image->backing->size : 0;
 	bool raw = meta->data && (meta->header.autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW);
 	int rc = meta->data ? qcow2_store_length(meta->data, &length, err) : 0;
-	if (!rc && length > old) {
-		meta->data_unsynced = true;
+	if (!rc && length > old)
 		rc = qcow2_store_punch(meta->data, old, q2_min(length, size) - old, err);
-	}
 	if (!rc && low < high)
 		rc = raw ? map_raw(image, low, high, err) : q2_unmap_clusters(image, low, high, err);
 	if (!rc && low > old)
@@ -184,10 +178,8 @@ static int resize_raw(struct qcow2_image *image, uint64_t size, enum qcow2_preal
 		rc = qcow2_store_resize(image->store, size, err);
 	if (!rc)
 		rc = q2_preallocate_plain(image->store, old, size, mode, err);
-	if (!rc) {
-		image->meta.unsynced = true;
+	if (!rc)
 		image->size = q2_round_up(size, 512);
-	}
 	return rc;
 }
 

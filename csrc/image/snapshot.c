@@ -115,7 +115,6 @@ static int write_table(struct qcow2_image *image, const struct change *change, c
 	struct q2_meta *meta = &image->meta;
 	meta->header.nb_snapshots = count;
 	meta->header.snapshots_offset = table->count ? change->table_at << meta->geo.cluster_bits : 0;
-	meta->unsynced = true;
 	if (!table->count)
 		return 0;
 	uint64_t bytes = change->table_clusters << meta->geo.cluster_bits;
@@ -152,8 +151,7 @@ static int begin(struct qcow2_image *image, struct qcow2_error *err)
 		rc = q2_map_load(&image->map, err);
 	/* Counts are copied from the disk and switched with the rest, so from now on they are kept in time. The
 	 * dirty bit stays until the end of writing. */
-	image->meta.lazy = false;
-	return rc ? rc : q2_writeback_flush(&image->meta, err);
+	return rc ? rc : q2_writeback_in_time(&image->meta, err);
 }
 
 /* What the switch let go of is free, and the snapshot list is read anew. */

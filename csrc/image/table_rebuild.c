@@ -63,7 +63,7 @@ static int write_counts(struct q2_meta *meta, struct qcow2_error *err)
 {
 	if (!q2_cache_is_full(&meta->cache))
 		return 0;
-	return q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+	return q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, err);
 }
 
 int q2_table_rebuild_count_own(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
@@ -204,7 +204,6 @@ int q2_table_rebuild_write(struct qcow2_image *image, struct q2_table_rebuild *t
 	t->l1 = q2_new(t->l1_entries, sizeof *t->l1);
 	if (!table || !raw || !t->l1)
 		return q2_error_nomem(err);
-	meta->unsynced = true;
 	for (uint32_t i = 0; i < t->l1_entries; i++) {
 		uint64_t from = l1[i] & Q2_OFFSET_MASK;
 		if (!from && !t->full)

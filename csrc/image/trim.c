@@ -84,7 +84,6 @@ static int give_back(struct qcow2_image *image, struct qcow2_error *err)
 		int rc = q2_refcount_free_run(meta, at, end - at, &start, &count, err);
 		if (rc || start >= end || !count)
 			return rc;
-		meta->unsynced = true;
 		if (start + count >= end && !qcow2_store_is_device(image->store)) {
 			rc = qcow2_store_resize(image->store, start << bits, err);
 			meta->file_length = rc ? meta->file_length : start << bits;
@@ -102,16 +101,13 @@ static int give_back(struct qcow2_image *image, struct qcow2_error *err)
 int q2_image_trim(struct qcow2_image *image, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	bool lazy = meta->lazy;
 	/* A count of zero has to mean that nobody refers to the cluster. */
 	int rc = meta->unproven ? q2_data_counts_prove(meta, err) : 0;
-	/* The table is written when it changes, lazy or not. */
-	meta->lazy = false;
+	/* The refcount table is written when it changes. */
 	if (!rc)
-		rc = q2_writeback_flush(meta, err);
+		rc = q2_writeback_in_time(meta, err);
 	if (!rc)
 		rc = give_up_blocks(meta, err);
-	meta->lazy = lazy;
 	if (!rc)
 		rc = give_back(image, err);
 	return rc ? rc : q2_writeback_flush(meta, err);

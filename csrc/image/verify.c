@@ -96,7 +96,6 @@ static int note(struct verify *v, enum qcow2_cause cause, uint64_t offset, uint6
 /* The data file gets the zeros that the guest reads. */
 static int zero_data(struct verify *v, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
-	v->task.image->meta.data_unsynced = true;
 	return qcow2_store_punch(v->task.image->meta.data, offset, length, err);
 }
 
@@ -260,7 +259,6 @@ static int look_at_end(struct verify *v, struct qcow2_error *err)
 	if (v->length < image->size) {
 		rc = note(v, QCOW2_CAUSE_SHORT, v->length, image->size - v->length, err);
 		if (!rc && v->resync != QCOW2_RESYNC_NONE) {
-			image->meta.data_unsynced = true;
 			rc = qcow2_store_resize(image->meta.data, image->size, err);
 		}
 	} else if (v->length > image->size && !qcow2_store_is_device(image->data)) {

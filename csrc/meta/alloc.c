@@ -138,7 +138,6 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 		raw[i] = htobe64(table[i]);
 	uint64_t new_offset = base << g->cluster_bits;
 	rc = qcow2_store_write(meta->store, new_offset, raw, clusters << g->cluster_bits, err);
-	meta->unsynced = true;
 	if (rc)
 		goto undo;
 
@@ -148,7 +147,7 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 	q2_live_metadata_add(&meta->guard, base, clusters + blocks);
 	rc = q2_refcount_add(meta, base, clusters + blocks, 1, err);
 	if (!rc)
-		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, true, &meta->unsynced, err);
+		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, true, err);
 	if (!rc)
 		rc = q2_writeback_barrier(meta, err);
 	if (rc)

@@ -239,8 +239,7 @@ static int by_offset(const void *a, const void *b)
 	return (x->at > y->at) - (x->at < y->at);
 }
 
-int q2_cache_write(struct q2_cache *cache, unsigned kinds, bool fresh_only, bool *wrote,
-		   struct qcow2_error *err)
+int q2_cache_write(struct q2_cache *cache, unsigned kinds, bool fresh_only, struct qcow2_error *err)
 {
 	if (!cache->dirty)
 		return 0;
@@ -261,7 +260,6 @@ int q2_cache_write(struct q2_cache *cache, unsigned kinds, bool fresh_only, bool
 			return q2_error_prefix(err, rc, "Could not write a metadata table");
 		slot->dirty = slot->fresh = false;
 		cache->dirty--;
-		*wrote = true;
 	}
 	return 0;
 }

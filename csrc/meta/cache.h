@@ -70,11 +70,9 @@ int q2_cache_new(struct q2_cache *cache, q2_host at, uint64_t length, enum q2_ta
 
 /*
  * Writes the dirty slices whose kind is in `kinds` and that are fresh (fresh_only) or any (!fresh_only), in
- * the order of the file. What is written is clean and no longer fresh. gives: *wrote is set when there was
- * one, else left alone.
+ * the order of the file. What is written is clean and no longer fresh.
  */
-int q2_cache_write(struct q2_cache *cache, unsigned kinds, bool fresh_only, bool *wrote,
-		   struct qcow2_error *err);
+int q2_cache_write(struct q2_cache *cache, unsigned kinds, bool fresh_only, struct qcow2_error *err);
 
 /* Is half of the bound dirty? Then it is time to commit. */
 static inline bool q2_cache_is_full(const struct q2_cache *cache)

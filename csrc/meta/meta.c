@@ -43,7 +43,7 @@ int q2_meta_bound(const struct q2_meta *meta, const char *what, uint64_t at, uin
 int q2_meta_zeros(struct q2_meta *meta, uint64_t at, uint64_t limit, uint64_t *length,
 		  struct qcow2_error *err)
 {
-	uint64_t changes = atomic_load_explicit(&meta->store->changes, memory_order_relaxed);
+	uint64_t changes = q2_store_changes(meta->store);
 	*length = 0;
 	if (at >= meta->file_length)
 		return 0;

@@ -35,10 +35,10 @@ struct q2_meta {
 	uint32_t reftable_entries;
 
 	/* ---- writing (alloc.c, writeback.c); all zero while nothing was written ---- */
-	struct qcow2_store *data;      /* borrowed: the external data file, NULL without one */
-	bool lazy;                     /* dirty bit is on disk: refcount blocks may wait for the close */
+	struct qcow2_store *data; /* borrowed: the external data file, NULL without one */
+	bool lazy; /* the dirty bit is on disk and refcount blocks may wait for the close; writeback.c's alone */
 	bool hidden;                   /* a new image in the making: another magic on disk, no barriers */
-	bool unsynced, data_unsynced;  /* written since the last flush: image file, external data file */
+	uint64_t synced, data_synced;  /* store->changes that the last flush covers: image file, data file */
 	uint64_t free_hint;            /* no cluster below it is free */
 	struct q2_live_metadata guard; /* invariant 6: clusters of live metadata */
 	uint64_t virgin;               /* clusters from here on were never written: they read as zeros */
@@ -162,6 +162,13 @@ int q2_data_counts_prove(struct q2_meta *meta, struct qcow2_error *err);
 
 /* ---- order of writes (writeback.c) ---------------------------------------------------------------- */
 
+/* What the stores hold so far waits for no flush; the next barrier flushes both, written or not. */
+void q2_writeback_settled(struct q2_meta *meta);
+void q2_writeback_unsettled(struct q2_meta *meta);
+
+/* Guest data goes to this store (NULL: the image file itself) from now on; what it holds so far waits for no flush. */
+void q2_writeback_attach(struct q2_meta *meta, struct qcow2_store *data);
+
 /* Entry `index` of the active L1 table is to be `value` on disk. */
 int q2_writeback_l1(struct q2_meta *meta, uint64_t index, uint64_t value, struct qcow2_error *err);
 
@@ -178,8 +185,18 @@ int q2_writeback_reftable(struct q2_meta *meta, uint32_t index, struct qcow2_err
  */
 int q2_writeback(struct q2_meta *meta, struct qcow2_error *err);
 
+/* The header on disk has the dirty bit: refcount blocks may wait from now on. */
+void q2_writeback_lazily(struct q2_meta *meta);
+
 /* Commits, and has everything on stable storage: the guest's flush. */
 int q2_writeback_flush(struct q2_meta *meta, struct qcow2_error *err);
+
+/* The same with every count, lazy or not: for a header that is about to name what they count. */
+int q2_writeback_counts(struct q2_meta *meta, struct qcow2_error *err);
+
+/* The same; from now on counts are kept in time on disk, also where they were lazy. The dirty bit stays until the end of
+ * writing. */
+int q2_writeback_in_time(struct q2_meta *meta, struct qcow2_error *err);
 
 /* Data file and image file on stable storage, when they were written since the last time. fails: as the store;
  * the image is then failed for good. */

@@ -52,9 +52,10 @@ int q2_rebuild_open(struct q2_meta *meta, struct q2_rebuild *shadow, struct qcow
 	const struct q2_geometry *g = &meta->geo;
 	uint64_t start;
 	/* The copies are made from the disk, so from now on counts are kept in time there. */
-	meta->lazy = false;
+	int rc = q2_writeback_in_time(meta, err);
 	shadow->old_header = meta->header;
-	int rc = take_room(meta, shadow, &start, err);
+	if (!rc)
+		rc = take_room(meta, shadow, &start, err);
 	/* The counts of all that was taken are on disk before anything else: after a crash it is leaked. */
 	if (!rc)
 		rc = q2_writeback_flush(meta, err);
@@ -78,7 +79,6 @@ int q2_rebuild_open(struct q2_meta *meta, struct q2_rebuild *shadow, struct qcow
 			rc = qcow2_store_write(meta->store, at, block, g->cluster_size, err);
 		at += g->cluster_size;
 	}
-	meta->unsynced = true;
 	if (rc)
 		return rc;
 	shadow->old_table = meta->reftable;
@@ -116,10 +116,9 @@ int q2_rebuild_switch(struct q2_meta *meta, struct q2_rebuild *shadow, struct qc
 		raw[i] = htobe64(meta->reftable[i]);
 	rc = qcow2_store_write(meta->store, meta->header.refcount_table_offset, raw,
 			       meta->reftable_entries * 8ull, err);
-	meta->unsynced = true;
 	/* Nothing on disk reaches the copies yet, so their order does not matter. */
 	if (!rc)
-		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, err);
 	if (!rc)
 		rc = q2_writeback_barrier(meta, err);
 	if (rc)

@@ -3,6 +3,7 @@
 #include "meta/meta.h"
 
 #include "base/be.h"
+#include "store/store.h"
 
 #include <string.h>
 
@@ -25,6 +26,26 @@ int q2_writeback_fail(struct q2_meta *meta, int code, struct qcow2_error *err)
 	return code;
 }
 
+void q2_writeback_attach(struct q2_meta *meta, struct qcow2_store *data)
+{
+	if (meta->data == data)
+		return;
+	meta->data = data;
+	meta->data_synced = data ? q2_store_changes(data) : 0;
+}
+
+void q2_writeback_settled(struct q2_meta *meta)
+{
+	meta->synced = q2_store_changes(meta->store);
+	meta->data_synced = meta->data ? q2_store_changes(meta->data) : 0;
+}
+
+void q2_writeback_unsettled(struct q2_meta *meta)
+{
+	/* No number of changes is as large. */
+	meta->synced = meta->data_synced = UINT64_MAX;
+}
+
 int q2_writeback_l1(struct q2_meta *meta, uint64_t index, uint64_t value, struct qcow2_error *err)
 {
 	struct q2_l1_word *word = q2_vec_push(&meta->l1_words, sizeof *word);
@@ -43,6 +64,19 @@ int q2_writeback_reftable(struct q2_meta *meta, uint32_t index, struct qcow2_err
 	return 0;
 }
 
+/* Flushes a store that was written since the flush that *synced names. */
+static int sync_store(struct qcow2_store *store, uint64_t *synced, struct qcow2_error *err)
+{
+	/* Before the flush: what is written while it runs may not be covered by it. */
+	uint64_t changes = q2_store_changes(store);
+	if (changes == *synced)
+		return 0;
+	int rc = qcow2_store_flush(store, err);
+	if (!rc)
+		*synced = changes;
+	return rc;
+}
+
 int q2_writeback_barrier(struct q2_meta *meta, struct qcow2_error *err)
 {
 	struct qcow2_error own;
@@ -52,16 +86,12 @@ int q2_writeback_barrier(struct q2_meta *meta, struct qcow2_error *err)
 	if (rc || meta->hidden)
 		return rc;
 	/* Invariant 3: the data file first, what the entries point at lies there. */
-	if (meta->data && meta->data_unsynced)
-		rc = qcow2_store_flush(meta->data, err);
-	meta->data_unsynced = meta->data_unsynced && rc;
-	if (!rc && meta->unsynced)
-		rc = qcow2_store_flush(meta->store, err);
+	if (meta->data)
+		rc = sync_store(meta->data, &meta->data_synced, err);
+	if (!rc)
+		rc = sync_store(meta->store, &meta->synced, err);
 	/* What the host has dropped by now it will not tell again: the next flush may well succeed. */
-	if (rc)
-		return q2_writeback_fail(meta, rc, err);
-	meta->unsynced = false;
-	return 0;
+	return rc ? q2_writeback_fail(meta, rc, err) : 0;
 }
 
 static int write_entry(struct q2_meta *meta, uint64_t table, uint64_t index, uint64_t value,
@@ -69,9 +99,7 @@ static int write_entry(struct q2_meta *meta, uint64_t table, uint64_t index, uin
 {
 	uint8_t bytes[8];
 	q2_store64(bytes, value);
-	int rc = qcow2_store_write(meta->store, table + index * 8, bytes, sizeof bytes, err);
-	meta->unsynced = true;
-	return rc;
+	return qcow2_store_write(meta->store, table + index * 8, bytes, sizeof bytes, err);
 }
 
 static int write_l1(struct q2_meta *meta, struct qcow2_error *err)
@@ -133,7 +161,7 @@ static int free_piece(struct q2_meta *meta, uint64_t start, uint64_t end, struct
 		rc = set_free(meta, end - run, run, err);
 	/* Lower counts need no order any more: they go down here, so that their number in memory stays bounded. */
 	if (!rc && q2_cache_is_full(&meta->cache))
-		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, err);
 	return rc;
 }
 
@@ -155,7 +183,6 @@ static int free_pending(struct q2_meta *meta, struct qcow2_error *err)
 	for (size_t i = 0; i < meta->pending_punch.count && !rc; i++) {
 		const struct q2_span *span = (struct q2_span *)meta->pending_punch.items + i;
 		rc = qcow2_store_punch(meta->data, span->start, span->count, err);
-		meta->data_unsynced = true;
 	}
 	meta->pending_punch.count = 0;
 	meta->punch_freed = false;
@@ -166,9 +193,9 @@ static int commit(struct q2_meta *meta, struct qcow2_error *err)
 {
 	struct q2_cache *cache = &meta->cache;
 	/* A: nothing on disk reaches these yet, or it is a count that may be too high but not too low. */
-	int rc = q2_cache_write(cache, Q2_TABLE_L2 | Q2_TABLE_REFBLOCK, true, &meta->unsynced, err);
+	int rc = q2_cache_write(cache, Q2_TABLE_L2 | Q2_TABLE_REFBLOCK, true, err);
 	if (!rc && !meta->lazy)
-		rc = q2_cache_write(cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+		rc = q2_cache_write(cache, Q2_TABLE_REFBLOCK, false, err);
 	if (rc)
 		return rc;
 	/* C */
@@ -186,7 +213,7 @@ static int commit(struct q2_meta *meta, struct qcow2_error *err)
 		return 0;
 	rc = q2_writeback_barrier(meta, err);
 	if (!rc)
-		rc = q2_cache_write(cache, Q2_TABLE_L2, false, &meta->unsynced, err);
+		rc = q2_cache_write(cache, Q2_TABLE_L2, false, err);
 	if (!rc)
 		rc = write_l1(meta, err);
 	if (rc || !(meta->pending_free.count || meta->pending_punch.count))
@@ -218,10 +245,29 @@ int q2_writeback_flush(struct q2_meta *meta, struct qcow2_error *err)
 		return rc;
 	/* Counts that step F lowered need no order, but who asks for a flush gets the space back on disk. */
 	if (!meta->lazy)
-		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, &meta->unsynced, err);
+		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, false, err);
 	if (!rc)
 		rc = q2_writeback_barrier(meta, err);
 	return rc ? q2_writeback_fail(meta, rc, err) : 0;
+}
+
+void q2_writeback_lazily(struct q2_meta *meta)
+{
+	meta->lazy = true;
+}
+
+int q2_writeback_in_time(struct q2_meta *meta, struct qcow2_error *err)
+{
+	meta->lazy = false;
+	return q2_writeback_flush(meta, err);
+}
+
+int q2_writeback_counts(struct q2_meta *meta, struct qcow2_error *err)
+{
+	bool lazy = meta->lazy;
+	int rc = q2_writeback_in_time(meta, err);
+	meta->lazy = lazy;
+	return rc;
 }
 
 int q2_writeback_start(struct q2_meta *meta, uint8_t *bytes, size_t length, struct qcow2_error *err)
@@ -235,7 +281,6 @@ int q2_writeback_start(struct q2_meta *meta, uint8_t *bytes, size_t length, stru
 	if (meta->hidden)
 		q2_store32(bytes, Q2_MAGIC_UNFINISHED);
 	rc = qcow2_store_write(meta->store, 0, bytes, length, err);
-	meta->unsynced = true;
 	if (!rc)
 		rc = q2_writeback_barrier(meta, err);
 	return rc ? q2_writeback_fail(meta, rc, err) : 0;

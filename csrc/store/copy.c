@@ -46,6 +46,17 @@ int q2_store_fill_holes(struct qcow2_store *store, uint64_t offset, uint64_t len
 	return 0;
 }
 
+int q2_store_allocate(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
+{
+	int ret = q2_store_check_change(store, "allocate", offset, length, err);
+
+	if (ret || !length)
+		return ret;
+	if (store->ops->allocate)
+		return q2_store_changed(store, store->ops->allocate(store, offset, length, err));
+	return q2_store_changed(store, q2_store_fill_holes(store, offset, length, err));
+}
+
 /* Zeros at the target without spending space where that can be had: punch what is there, and let the last
  * byte grow the rest. */
 static int copy_zeros(struct qcow2_store *to, uint64_t offset, uint64_t length, struct qcow2_error *err)
@@ -109,8 +120,10 @@ int q2_store_copy(struct qcow2_store *from, uint64_t from_offset, struct qcow2_s
 	there = from_offset < end ? q2_min(length, end - from_offset) : 0;
 	in = q2_store_descriptor(from);
 	out = q2_store_descriptor(to);
-	if (in >= 0 && out >= 0)
+	if (in >= 0 && out >= 0) {
 		done = copy_in_kernel(in, from_offset, out, to_offset, there);
+		q2_store_changed(to, 0);
+	}
 
 	if (done < there && !(buf = q2_new_pages((size_t)q2_min(there - done, BOUNCE))))
 		return q2_error_nomem(err);

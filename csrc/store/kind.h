@@ -28,6 +28,17 @@ void *q2_store_new_around(size_t size, const struct q2_store_ops *ops, const str
 /* Frees what q2_store_new made; the last thing that a kind's close does. */
 void q2_store_free(struct qcow2_store *store);
 
+/* Counts a call that has changed the store, or may have (q2_store_changes). gives: its answer, `ret`. */
+static inline int q2_store_changed(struct qcow2_store *store, int ret)
+{
+	atomic_fetch_add_explicit(&store->changes, 1, memory_order_release);
+	return ret;
+}
+
+/* May the range be changed? `verb` is what the error says. fails: `readonly`, `range`. */
+int q2_store_check_change(struct qcow2_store *store, const char *verb, uint64_t offset, uint64_t length,
+			  struct qcow2_error *err);
+
 /* "Could not <verb> '<name>' at offset N: <strerror>", without the offset when it is Q2_NO_OFFSET.
  * gives: the code that belongs to the errno. */
 int q2_store_fail(const struct qcow2_store *store, const char *verb, uint64_t offset, int os_errno,

@@ -65,8 +65,8 @@ static int check_range(struct qcow2_store *store, const char *verb, uint64_t off
 			    verb, name, (unsigned long long)length, (unsigned long long)offset);
 }
 
-static int check_change(struct qcow2_store *store, const char *verb, uint64_t offset, uint64_t length,
-			struct qcow2_error *err)
+int q2_store_check_change(struct qcow2_store *store, const char *verb, uint64_t offset, uint64_t length,
+			  struct qcow2_error *err)
 {
 	char name[256];
 
@@ -101,10 +101,11 @@ int qcow2_store_read(struct qcow2_store *store, uint64_t offset, void *buf, size
 int qcow2_store_write(struct qcow2_store *store, uint64_t offset, const void *buf, size_t length,
 		      struct qcow2_error *err)
 {
-	int ret = check_change(store, "write", offset, length, err);
+	int ret = q2_store_check_change(store, "write", offset, length, err);
 
-	atomic_fetch_add_explicit(&store->changes, 1, memory_order_relaxed);
-	return ret || !length ? ret : store->ops->write(store, offset, buf, length, err);
+	if (ret || !length)
+		return ret;
+	return q2_store_changed(store, store->ops->write(store, offset, buf, length, err));
 }
 
 int qcow2_store_flush(struct qcow2_store *store, struct qcow2_error *err)
@@ -114,18 +115,18 @@ int qcow2_store_flush(struct qcow2_store *store, struct qcow2_error *err)
 
 int qcow2_store_punch(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
-	int ret = check_change(store, "discard", offset, length, err);
+	int ret = q2_store_check_change(store, "discard", offset, length, err);
 
-	atomic_fetch_add_explicit(&store->changes, 1, memory_order_relaxed);
-	return ret || !length ? ret : store->ops->punch(store, offset, length, err);
+	if (ret || !length)
+		return ret;
+	return q2_store_changed(store, store->ops->punch(store, offset, length, err));
 }
 
 int qcow2_store_resize(struct qcow2_store *store, uint64_t length, struct qcow2_error *err)
 {
-	int ret = check_change(store, "resize", 0, length, err);
+	int ret = q2_store_check_change(store, "resize", 0, length, err);
 
-	atomic_fetch_add_explicit(&store->changes, 1, memory_order_relaxed);
-	return ret ? ret : store->ops->resize(store, length, err);
+	return ret ? ret : q2_store_changed(store, store->ops->resize(store, length, err));
 }
 
 int qcow2_store_length(struct qcow2_store *store, uint64_t *length, struct qcow2_error *err)
@@ -168,17 +169,6 @@ int qcow2_store_extent(struct qcow2_store *store, uint64_t offset, uint64_t limi
 	/* What lies past the largest offset is a hole like all that lies past the end. */
 	*length = !data && run == bounded ? limit : run;
 	return 0;
-}
-
-int q2_store_allocate(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
-{
-	int ret = check_change(store, "allocate", offset, length, err);
-
-	if (ret || !length)
-		return ret;
-	if (store->ops->allocate)
-		return store->ops->allocate(store, offset, length, err);
-	return q2_store_fill_holes(store, offset, length, err);
 }
 
 void q2_store_begin_flush(struct qcow2_store *store)

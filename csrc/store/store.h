@@ -40,13 +40,22 @@ struct q2_store_ops {
 struct qcow2_store {
 	const struct q2_store_ops *ops;
 	atomic_uint refs;
-	atomic_ullong changes; /* calls that may have made data of a hole or a hole of data */
+	atomic_ullong changes; /* see q2_store_changes */
 	bool writable;
 	bool is_device;
 	bool has_identity;
 	uint64_t identity[2];
 	char *name; /* owned; freed by the kind's close */
 };
+
+/*
+ * How many calls have changed bytes, holes or the length. A call counts when it is over, also one that failed: whoever
+ * reads the number, then flushes, knows that the flush covers all calls that the number has.
+ */
+static inline uint64_t q2_store_changes(struct qcow2_store *store)
+{
+	return atomic_load_explicit(&store->changes, memory_order_acquire);
+}
 
 /* -1, or a descriptor that reads and writes the very bytes of the store. */
 static inline int q2_store_descriptor(struct qcow2_store *store)
