@@ -8,8 +8,8 @@
 
 # ---- what Debian packages give ---------------------------------------------------------------
 # To build and to test, and for the lints and the sanitizers on top of it.
-PACKAGES := gcc libc6-dev make pkg-config lua5.4 liblua5.4-dev zlib1g-dev libdeflate-dev libzstd-dev \
-	libssl-dev lua-argparse lua-dkjson lua-busted luarocks qemu-utils e2fsprogs
+PACKAGES := gcc g++ libc6-dev make pkg-config lua5.4 liblua5.4-dev zlib1g-dev libdeflate-dev libzstd-dev \
+	libssl-dev lua-argparse lua-dkjson lua-busted luarocks qemu-utils e2fsprogs luajit
 PACKAGES_LINT := lua-check clang libclang-rt-dev clang-format cppcheck valgrind
 
 BUILD ?= build
@@ -19,6 +19,7 @@ LUADIR ?= $(PREFIX)/share/lua/5.4
 LIBDIR ?= $(PREFIX)/lib/lua/5.4
 INCDIR ?= $(PREFIX)/include
 ARDIR ?= $(PREFIX)/lib
+DATADIR ?= $(PREFIX)/share/qcow2
 FUZZ_SECONDS ?= 60
 CLANG ?= clang
 
@@ -73,6 +74,10 @@ BIND_OBJ := $(BIND_SRC:csrc/%.c=$(BUILD)/obj/%.o)
 PROGRAM_OBJ := $(PROGRAM_SRC:csrc/%.c=$(BUILD)/obj/%.o)
 LUA_FILES := $(shell find lua/qcow2 -name '*.lua')
 LIB := $(BUILD)/lib/libqcow2.a
+SO_VERSION := 0
+SO := $(BUILD)/lib/libqcow2.so.$(SO_VERSION)
+HEADER := $(BUILD)/include/qcow2.h
+CDEF := $(BUILD)/include/qcow2.cdef
 CORE := $(BUILD)/lib/lua/5.4/qcow2/core.so
 BIN := $(BUILD)/bin/qcow2
 MODULES := $(BUILD)/modules.bin
@@ -87,20 +92,21 @@ PROBE := $(BUILD)/lib/lua/5.4/qcow2_probe.so
 RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
 
 .PHONY: all demo test test-long interop asan valgrind lint fuzz bench install clean help
-.PHONY: format install-lua install-c core deps deps-lint demo-run test-run libs fuzzers bench-tools FORCE
+.PHONY: format abi install-lua install-c core deps deps-lint demo-run test-run libs fuzzers bench-tools FORCE
 
-all: $(LIB) $(CORE) $(BIN) $(HOST) $(REPLAY)
+all: $(LIB) $(SO) $(HEADER) $(CDEF) $(CORE) $(BIN) $(HOST) $(REPLAY)
 core: $(CORE) $(BIN)
 
 help:
-	@echo 'make            build everything under build/: bin/qcow2, lib/libqcow2.a, the Lua core'
+	@echo 'make            build everything under build/: bin/qcow2, lib/libqcow2.so, lib/libqcow2.a, the Lua core'
 	@echo 'make demo       install what is missing (root), build, and work on a disk with real contents'
 	@echo 'make test       install what is missing (root), build, run the specs'
 	@echo 'make test-long  the specs with the long ones'
 	@echo 'make interop    only the specs that compare with qemu-img'
 	@echo 'make asan       the specs under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make valgrind   the unit specs under valgrind'
-	@echo 'make lint       floors, sizes, types, luacheck, clang-format, cppcheck'
+	@echo 'make lint       floors, circles, binary interface, sizes, types, luacheck, clang-format, cppcheck'
+	@echo 'make abi        takes the binary interface as it is now for the one that the lint holds'
 	@echo 'make format     lay out the C files as the lint wants them'
 	@echo 'make fuzz       every fuzz target for FUZZ_SECONDS (60)'
 	@echo 'make bench      the workloads beside qemu-img'
@@ -132,6 +138,26 @@ $(LIB): $(CORE_OBJ) $(BUILD)/flags
 	@rm -f $@
 	@echo "  AR      $@"
 	$(Q)$(AR) rcs $@ $(CORE_OBJ)
+
+# The header as others get it, in one piece, and its declarations alone for other languages.
+HEADER_PARTS := csrc/qcow2.h $(wildcard csrc/qcow2/*.h) $(wildcard csrc/*/*.def)
+$(HEADER): csrc/qcow2/flatten.lua $(HEADER_PARTS) | libs
+	@mkdir -p $(@D)
+	@$(LUA) $< csrc/qcow2.h $@
+$(CDEF): csrc/qcow2/flatten.lua $(HEADER_PARTS) | libs
+	@mkdir -p $(@D)
+	@$(LUA) $< csrc/qcow2.h $@ cdef
+
+# The shared library has what the header names and nothing else.
+$(BUILD)/qcow2.map: $(HEADER)
+	@{ echo 'QCOW2_$(SO_VERSION) { global:'; sed -n '/^QCOW2_API/,/;$$/p' $< | grep -o 'qcow2_[a-z0-9_]*(' | tr '(' ';' | \
+		sort -u; echo 'local: *; };'; } >$@
+
+$(SO): $(CORE_OBJ) $(BUILD)/qcow2.map
+	@echo "  LINK    $@"
+	$(Q)$(CC) $(CFLAGS) $(SAN_FLAGS) -pthread -shared $(LDFLAGS) -Wl,-soname,$(@F) \
+		-Wl,--version-script=$(BUILD)/qcow2.map -o $@ $(CORE_OBJ) $(LIBS)
+	@ln -sf $(@F) $(BUILD)/lib/libqcow2.so
 
 # Lua finds one symbol in it; everything else stays inside.
 $(BUILD)/core.map: $(BUILD)/flags
@@ -239,6 +265,9 @@ $(BUILD)/bench/%: spec/bench/%.c $(BUILD)/flags
 lint: deps-lint
 	$(SUB) all
 	@Q2_BUILD=$(BUILD) $(RUN_LUA) spec/lint/run.lua
+# The interface that the lint holds is the one of now.
+abi: $(CDEF) $(HEADER)
+	@Q2_BUILD=$(BUILD) $(LUA) spec/lint/abi.lua
 format: deps-lint
 	@clang-format -i $$(find csrc spec -name '*.[ch]')
 
@@ -268,15 +297,19 @@ install-lua: $(CORE) $(BIN)
 	@install -D -m 755 $(CORE) "$(D)$(LIBDIR)/qcow2/core.so"
 	@install -D -m 755 $(BIN) "$(D)$(BINDIR)/qcow2"
 	@echo "installed $(D)$(BINDIR)/qcow2, $(D)$(LUADIR)/qcow2, $(D)$(LIBDIR)/qcow2/core.so"
-install-c: $(LIB)
-	@set -e; cd csrc; for f in qcow2.h qcow2/*.h $$(sed -n 's/^#include "\(.*def\)"/\1/p' qcow2/*.h | sort -u); do \
-		install -D -m 644 $$f "$(D)$(INCDIR)/qcow2/$$f"; done
+install-c: $(LIB) $(SO) $(HEADER) $(CDEF)
+	@install -D -m 644 $(HEADER) "$(D)$(INCDIR)/qcow2.h"
+	@install -D -m 644 $(CDEF) "$(D)$(DATADIR)/qcow2.cdef"
 	@install -D -m 644 $(LIB) "$(D)$(ARDIR)/libqcow2.a"
+	@install -D -m 755 $(SO) "$(D)$(ARDIR)/$(notdir $(SO))"
+	@ln -sf $(notdir $(SO)) "$(D)$(ARDIR)/libqcow2.so"
 	@mkdir -p "$(D)$(ARDIR)/pkgconfig"
 	@printf '%s\n' 'Name: qcow2' 'Description: qcow2 disk images' 'Version: $(VERSION)' \
-		'Requires.private: zlib $(strip $(PC_OPTIONAL))' 'Cflags: -I$(INCDIR)/qcow2' \
-		'Libs: -L$(ARDIR) -lqcow2 -pthread' >"$(D)$(ARDIR)/pkgconfig/qcow2.pc"
-	@echo "installed $(D)$(INCDIR)/qcow2, $(D)$(ARDIR)/libqcow2.a, $(D)$(ARDIR)/pkgconfig/qcow2.pc"
+		'Requires.private: zlib $(strip $(PC_OPTIONAL))' 'Cflags: -I$(INCDIR)' \
+		'Libs: -L$(ARDIR) -lqcow2' 'Libs.private: -pthread' \
+		'cdef=$(DATADIR)/qcow2.cdef' >"$(D)$(ARDIR)/pkgconfig/qcow2.pc"
+	@echo "installed $(D)$(INCDIR)/qcow2.h, $(D)$(ARDIR)/$(notdir $(SO)), $(D)$(ARDIR)/libqcow2.a," \
+		"$(D)$(DATADIR)/qcow2.cdef, $(D)$(ARDIR)/pkgconfig/qcow2.pc"
 
 clean:
 	rm -rf build

@@ -13,6 +13,11 @@ static const char *const words[QCOW2_KIND_COUNT] = {
 #undef KIND
 };
 
+const char *qcow2_version(void)
+{
+	return QCOW2_VERSION;
+}
+
 const char *qcow2_error_word(int code)
 {
 	return code <= 0 && code > -QCOW2_KIND_COUNT ? words[-code] : "bug";

@@ -38,6 +38,7 @@ static int l_amend(lua_State *L)
 	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
 	luaL_checktype(L, 2, LUA_TTABLE);
 	struct qcow2_amend_options options = {
+		.struct_size = sizeof(struct qcow2_amend_options),
 		.version = (uint32_t)number_field(L, "version"),
 		.refcount_bits = (uint32_t)number_field(L, "refcount_bits"),
 		.lazy_refcounts = switch_field(L, "lazy_refcounts"),

@@ -14,8 +14,8 @@ static uint32_t check_index(lua_State *L, int arg)
 	return (uint32_t)index;
 }
 
-/* image:bitmap_new(name, granularity, enabled) */
-static int l_new(lua_State *L)
+/* image:bitmap_add(name, granularity, enabled) */
+static int l_add(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
@@ -26,15 +26,15 @@ static int l_new(lua_State *L)
 	return q2_bind_done(L, rc, &err);
 }
 
-static int l_drop(lua_State *L)
+static int l_remove(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
 	return q2_bind_done(L, qcow2_image_bitmap_remove(image, check_index(L, 2), &err), &err);
 }
 
-/* image:bitmap_follow(index, enabled) */
-static int l_follow(lua_State *L)
+/* image:bitmap_enable(index, enabled) */
+static int l_enable(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
@@ -53,8 +53,8 @@ static int l_change(lua_State *L)
 	return q2_bind_done(L, rc, &err);
 }
 
-/* image:bitmap_join(index, source image, source index) */
-static int l_join(lua_State *L)
+/* image:bitmap_merge(index, source image, source index) */
+static int l_merge(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L), *source = q2_bind_self(L, 3, Q2_IMAGE_CLASS);
@@ -65,8 +65,8 @@ static int l_join(lua_State *L)
 void q2_bind_open_bitmap(lua_State *L)
 {
 	static const luaL_Reg methods[] = {
-		{"bitmap_new", l_new},       {"bitmap_drop", l_drop}, {"bitmap_follow", l_follow},
-		{"bitmap_change", l_change}, {"bitmap_join", l_join}, {NULL, NULL},
+		{"bitmap_add", l_add},       {"bitmap_remove", l_remove}, {"bitmap_enable", l_enable},
+		{"bitmap_change", l_change}, {"bitmap_merge", l_merge},   {NULL, NULL},
 	};
 	luaL_getmetatable(L, Q2_IMAGE_CLASS);
 	lua_getfield(L, -1, "__index");

@@ -1,19 +1,8 @@
 /* SPDX-License-Identifier: MIT
- * Backing files for the Lua side: image:grow, image:name_backing, core.rebase, core.commit. */
+ * Backing files for the Lua side: image:set_backing, core.rebase, core.commit. */
 #include "bind/bind.h"
 
 #include <limits.h>
-
-/* image:grow(size, "off" | "metadata" | "falloc" | "full") */
-static int l_grow(lua_State *L)
-{
-	static const char *const words[] = {"off", "metadata", "falloc", "full", NULL};
-	struct qcow2_error err;
-	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
-	uint64_t size = q2_bind_unsigned(L, 2, "size");
-	enum qcow2_preallocation mode = (enum qcow2_preallocation)luaL_checkoption(L, 3, "off", words);
-	return q2_bind_done(L, qcow2_image_grow(image, size, mode, &err), &err);
-}
 
 /* A string argument, borrowed; nothing for nil. */
 static struct qcow2_bytes bytes_at(lua_State *L, int index)
@@ -23,8 +12,8 @@ static struct qcow2_bytes bytes_at(lua_State *L, int index)
 	return bytes;
 }
 
-/* image:name_backing(name or nil, format or nil) */
-static int l_name_backing(lua_State *L)
+/* image:set_backing(name or nil, format or nil) */
+static int l_set_backing(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
@@ -46,6 +35,7 @@ static int l_rebase(lua_State *L)
 	struct qcow2_image *overlay = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
 	struct qcow2_image *backing = lua_isnil(L, 2) ? NULL : q2_bind_self(L, 2, Q2_IMAGE_CLASS);
 	struct qcow2_rebase_options options = {
+		.struct_size = sizeof(struct qcow2_rebase_options),
 		.name = bytes_at(L, 3),
 		.format = bytes_at(L, 4),
 		.compress = lua_toboolean(L, 5),
@@ -63,6 +53,7 @@ static int l_commit(lua_State *L)
 	struct qcow2_image *overlay = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
 	struct qcow2_image *base = q2_bind_self(L, 2, Q2_IMAGE_CLASS);
 	struct qcow2_commit_options options = {
+		.struct_size = sizeof(struct qcow2_commit_options),
 		.keep = lua_toboolean(L, 3),
 		.rate = q2_bind_unsigned(L, 4, "rate"),
 		.threads = threads_at(L, 5),
@@ -74,7 +65,7 @@ static int l_commit(lua_State *L)
 
 void q2_bind_open_chain(lua_State *L)
 {
-	static const luaL_Reg methods[] = {{"grow", l_grow}, {"name_backing", l_name_backing}, {NULL, NULL}};
+	static const luaL_Reg methods[] = {{"set_backing", l_set_backing}, {NULL, NULL}};
 	static const luaL_Reg functions[] = {{"rebase", l_rebase}, {"commit", l_commit}, {NULL, NULL}};
 	luaL_getmetatable(L, Q2_IMAGE_CLASS);
 	lua_getfield(L, -1, "__index");

@@ -32,7 +32,9 @@ static int l_check(lua_State *L)
 	lua_Integer most = luaL_optinteger(L, -2, 0), threads = luaL_optinteger(L, -1, 0);
 	luaL_argcheck(L, most >= 0, 2, "most is out of range");
 	luaL_argcheck(L, threads >= 0 && threads <= INT_MAX, 2, "threads is out of range");
-	struct qcow2_check_options options = {.most = (uint64_t)most, .threads = (unsigned)threads};
+	struct qcow2_check_options options = {.struct_size = sizeof options,
+					      .most = (uint64_t)most,
+					      .threads = (unsigned)threads};
 	struct q2_handle *handle = q2_bind_new(L, Q2_CHECK_CLASS);
 	int rc = qcow2_check_new(image, &options, (struct qcow2_check **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
@@ -63,9 +65,9 @@ static int l_result(lua_State *L)
 	q2_bind_set_integer(L, "compressed_clusters", result->compressed_clusters);
 	lua_newtable(L);
 	for (int i = 0; i < QCOW2_PROBLEM_COUNT; i++)
-		if (result->found[i])
+		if (qcow2_check_found(self(L), (enum qcow2_problem)i))
 			q2_bind_set_integer(L, qcow2_problem_facts((enum qcow2_problem)i)->word,
-					    result->found[i]);
+					    qcow2_check_found(self(L), (enum qcow2_problem)i));
 	lua_setfield(L, -2, "found");
 	return 1;
 }

@@ -51,6 +51,7 @@ static struct qcow2_create_options read_options(lua_State *L, int index)
 	static const char *const compressions[] = {"zlib", "zstd", NULL};
 	luaL_checktype(L, index, LUA_TTABLE);
 	return (struct qcow2_create_options){
+		.struct_size = sizeof(struct qcow2_create_options),
 		.size = number(L, index, "size", 0),
 		.version = number32(L, index, "version", 3),
 		.cluster_size = number32(L, index, "cluster_size", 65536),

@@ -74,22 +74,25 @@ static int l_finish(lua_State *L)
 	return q2_bind_done(L, qcow2_image_finish(self(L), &err), &err);
 }
 
-/* image:set_size(size, shrink) */
+/* image:resize(size, shrink, "off" | "metadata" | "falloc" | "full") */
 static int l_resize(lua_State *L)
 {
+	static const char *const words[] = {"off", "metadata", "falloc", "full", NULL};
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
 	uint64_t size = q2_bind_unsigned(L, 2, "size");
 	unsigned flags = lua_toboolean(L, 3) ? QCOW2_RESIZE_SHRINK : 0;
-	return q2_bind_done(L, qcow2_image_resize(image, size, flags, &err), &err);
+	enum qcow2_preallocation mode = (enum qcow2_preallocation)luaL_checkoption(L, 4, "off", words);
+	return q2_bind_done(L, qcow2_image_resize(image, size, flags, mode, &err), &err);
 }
 
-/* image:snapshot_take(name[, seconds, nanoseconds]); the time is now when it is not given */
-static int l_snapshot_take(lua_State *L)
+/* image:snapshot_create(name[, seconds, nanoseconds]); the time is now when it is not given */
+static int l_snapshot_create(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
-	const char *name = luaL_checkstring(L, 2);
+	struct qcow2_bytes name;
+	name.data = (const uint8_t *)luaL_checklstring(L, 2, &name.length);
 	struct timespec when;
 	clock_gettime(CLOCK_REALTIME, &when);
 	if (!lua_isnoneornil(L, 3))
@@ -106,26 +109,27 @@ static uint32_t check_index(lua_State *L)
 	return (uint32_t)index;
 }
 
-static int l_snapshot_revert(lua_State *L)
+static int l_snapshot_apply(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
 	return q2_bind_done(L, qcow2_image_snapshot_apply(image, check_index(L), &err), &err);
 }
 
-static int l_snapshot_drop(lua_State *L)
+static int l_snapshot_delete(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
 	return q2_bind_done(L, qcow2_image_snapshot_delete(image, check_index(L), &err), &err);
 }
 
-static int l_snapshot_name(lua_State *L)
+static int l_snapshot_rename(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = self(L);
 	uint32_t index = check_index(L);
-	const char *name = luaL_checkstring(L, 3);
+	struct qcow2_bytes name;
+	name.data = (const uint8_t *)luaL_checklstring(L, 3, &name.length);
 	return q2_bind_done(L, qcow2_image_snapshot_rename(image, index, name, &err), &err);
 }
 
@@ -146,11 +150,11 @@ void q2_bind_open_edit(lua_State *L)
 		{"discard", l_discard},
 		{"flush", l_flush},
 		{"finish", l_finish},
-		{"set_size", l_resize},
-		{"snapshot_take", l_snapshot_take},
-		{"snapshot_revert", l_snapshot_revert},
-		{"snapshot_drop", l_snapshot_drop},
-		{"snapshot_name", l_snapshot_name},
+		{"resize", l_resize},
+		{"snapshot_create", l_snapshot_create},
+		{"snapshot_apply", l_snapshot_apply},
+		{"snapshot_delete", l_snapshot_delete},
+		{"snapshot_rename", l_snapshot_rename},
 		{"is_writable", l_is_writable},
 		{NULL, NULL},
 	};

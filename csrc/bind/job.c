@@ -30,6 +30,7 @@ static int l_copy(lua_State *L)
 	void *target = q2_bind_self(L, 2, into_image ? Q2_IMAGE_CLASS : Q2_STORE_CLASS);
 	lua_getfield(L, 3, "sparse_size");
 	struct qcow2_copy_options options = {
+		.struct_size = sizeof(struct qcow2_copy_options),
 		.sparse_size = q2_bind_unsigned(L, -1, "sparse_size"),
 		.threads = threads_field(L, 3),
 		.target_exists = q2_bind_flag(L, 3, "target_exists"),

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * Class qcow2.store: files, memory, and the wrappers that record or fail, for the library and the specs. */
 #include "bind/bind.h"
+#include "qcow2/test_store.h"
 
 #include <string.h>
 

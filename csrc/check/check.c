@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * The check as a job: its passes in order, what they found, and the public face. */
 #include "check/check.h"
+#include "base/options.h"
 
 #include "base/clock.h"
 
@@ -38,7 +39,7 @@ static void conclude(struct qcow2_check *check)
 	const struct q2_geometry *g = check->geo;
 	uint64_t by_severity[4] = {0};
 	for (unsigned i = 0; i < QCOW2_PROBLEM_COUNT; i++)
-		by_severity[qcow2_problem_facts((enum qcow2_problem)i)->severity] += sum->found[i];
+		by_severity[qcow2_problem_facts((enum qcow2_problem)i)->severity] += check->report.found[i];
 	sum->corruptions = by_severity[QCOW2_SEVERITY_CORRUPTION];
 	sum->leaks = by_severity[QCOW2_SEVERITY_LEAK];
 	sum->unreadable = by_severity[QCOW2_SEVERITY_UNREADABLE];
@@ -82,9 +83,14 @@ static int settle_image(struct qcow2_image *image, struct qcow2_error *err)
 	return image->begun ? q2_image_blame(image, q2_writeback_counts(&image->meta, err), err) : 0;
 }
 
-int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options *options,
+int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options *given,
 		    struct qcow2_check **out, struct qcow2_error *err)
 {
+	struct qcow2_check_options own = QCOW2_CHECK_OPTIONS_INIT;
+	const struct qcow2_check_options *options = &own;
+	int taken = given ? q2_options_take(&own, sizeof own, given, err) : 0;
+	if (taken)
+		return taken;
 	if (image->raw)
 		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
 				    "A raw image has no tables to check");
@@ -98,8 +104,8 @@ int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options 
 	check->store = image->store;
 	check->header = &image->meta.header;
 	check->geo = &image->meta.geo;
-	check->report.most = options && options->most ? options->most : FINDINGS_MOST;
-	check->threads = options && options->threads ? options->threads : q2_clock_processors();
+	check->report.most = options->most ? options->most : FINDINGS_MOST;
+	check->threads = options->threads ? options->threads : q2_clock_processors();
 	check->threads = (unsigned)q2_min(check->threads, THREADS_MOST);
 	check->aliased = ALIASED_MOST;
 	pthread_mutex_init(&check->lock, NULL);
@@ -152,6 +158,11 @@ int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total,
 const struct qcow2_check_result *qcow2_check_result(const struct qcow2_check *check)
 {
 	return &check->report.sum;
+}
+
+uint64_t qcow2_check_found(const struct qcow2_check *check, enum qcow2_problem problem)
+{
+	return (unsigned)problem < QCOW2_PROBLEM_COUNT ? check->report.found[problem] : 0;
 }
 
 const struct qcow2_finding *qcow2_check_finding(const struct qcow2_check *check, uint64_t index)

@@ -27,6 +27,7 @@
 struct q2_report {
 	struct q2_vec findings; /* struct qcow2_finding */
 	struct qcow2_check_result sum;
+	uint64_t found[QCOW2_PROBLEM_COUNT]; /* counted over all findings, kept as records or not */
 	uint64_t most;
 };
 

@@ -168,7 +168,7 @@ int q2_compare_overlaps(struct qcow2_check *check, bool *more, struct qcow2_erro
 		finding.second = q2_census_owner((enum q2_owner)overlap->second);
 		q2_report_add(&check->report, &finding);
 	}
-	check->report.sum.found[QCOW2_PROBLEM_OVERLAP] += census->overlaps_lost;
+	check->report.found[QCOW2_PROBLEM_OVERLAP] += census->overlaps_lost;
 	check->report.sum.omitted += census->overlaps_lost;
 	return 0;
 }
@@ -334,7 +334,7 @@ bool q2_check_points_outside(const struct qcow2_check *check, const uint8_t *men
 	};
 	bool found = !mended && check->report.sum.incomplete;
 	for (size_t i = 0; i < sizeof outside / sizeof *outside; i++)
-		found = found || (check->report.sum.found[outside[i]] && !(mended && mended[outside[i]]));
+		found = found || (check->report.found[outside[i]] && !(mended && mended[outside[i]]));
 	return found;
 }
 
@@ -386,7 +386,7 @@ static int compare_block(struct bench *bench, struct q2_hand *hand, uint64_t ind
 	int rc = 0;
 	if (block && !may_read(check, block, bench->report))
 		return 0;
-	bool aliased = check->report.sum.found[QCOW2_PROBLEM_REFBLOCK_SHARED];
+	bool aliased = check->report.found[QCOW2_PROBLEM_REFBLOCK_SHARED];
 	block &= ~Q2_REFTABLE_ALIAS;
 	if (block) {
 		bool unread;

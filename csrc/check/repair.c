@@ -23,7 +23,7 @@ static int extend_data_file(struct qcow2_repair *repair, bool *more, struct qcow
 	struct qcow2_store *data = repair->image->data;
 	/* Only a raw file promises to be the disk; others may end where their last cluster does. */
 	if (!(repair->check->header->autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW) ||
-	    !repair->check->report.sum.found[QCOW2_PROBLEM_DATA_FILE_SHORT] ||
+	    !repair->check->report.found[QCOW2_PROBLEM_DATA_FILE_SHORT] ||
 	    !q2_repair_wants(repair, QCOW2_PROBLEM_DATA_FILE_SHORT) || !data)
 		return 0;
 	if (!qcow2_store_writable(data))
@@ -258,7 +258,7 @@ int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBL
 	memcpy(repair->wanted, wanted, sizeof repair->wanted);
 	repair->raise = q2_repair_wants(repair, QCOW2_PROBLEM_REFCOUNT_LOW);
 	repair->lower = q2_repair_wants(repair, QCOW2_PROBLEM_LEAK);
-	repair->apart = check->report.sum.found[QCOW2_PROBLEM_OVERLAP] &&
+	repair->apart = check->report.found[QCOW2_PROBLEM_OVERLAP] &&
 			q2_repair_wants(repair, QCOW2_PROBLEM_OVERLAP);
 	repair->file_clusters = repair->end = check->census.clusters;
 	repair->cursor = check->report.sum.incomplete ? repair->file_clusters : 1;
@@ -310,8 +310,8 @@ int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *tot
 
 uint64_t qcow2_repair_flags_fixed(const struct qcow2_repair *repair)
 {
-	return repair->copied.sum.found[QCOW2_PROBLEM_COPIED_L2] +
-	       repair->copied.sum.found[QCOW2_PROBLEM_COPIED_DATA];
+	return repair->copied.found[QCOW2_PROBLEM_COPIED_L2] +
+	       repair->copied.found[QCOW2_PROBLEM_COPIED_DATA];
 }
 
 const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_repair *repair, uint64_t index)

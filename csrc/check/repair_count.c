@@ -169,14 +169,14 @@ int q2_repair_survey_counts(struct qcow2_repair *repair, bool *more, struct qcow
 	const struct qcow2_header *h = check->header;
 	(void)more;
 	for (size_t i = 0; i < sizeof structures / sizeof *structures; i++)
-		repair->beside |= check->report.sum.found[structures[i]] &&
+		repair->beside |= check->report.found[structures[i]] &&
 				  q2_repair_wants(repair, structures[i]);
 	repair->beside |= repair->moves.count || repair->l1_moves ||
 			  repair->order != repair->geo->refcount_order ||
 			  (repair->pair && !(h->incompatible_features & Q2_INCOMPATIBLE_DIRTY)) ||
 			  (repair->raise && !has_blocks(repair));
 	/* What stays in a place that others claim must not be written there. */
-	if (check->report.sum.found[QCOW2_PROBLEM_OVERLAP] && (!repair->apart || counts_overlap(repair)))
+	if (check->report.found[QCOW2_PROBLEM_OVERLAP] && (!repair->apart || counts_overlap(repair)))
 		repair->beside = true;
 	if (repair->beside)
 		return 0;

@@ -355,7 +355,7 @@ static int plan_directory(struct qcow2_repair *repair, const struct q2_bitmaps_e
 		at += r.length;
 	}
 	repair->bitmaps_change |= at < stop && !frozen &&
-				  repair->check->report.sum.found[QCOW2_PROBLEM_BITMAP_DIRECTORY_SIZE] &&
+				  repair->check->report.found[QCOW2_PROBLEM_BITMAP_DIRECTORY_SIZE] &&
 				  q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_DIRECTORY_SIZE);
 	repair->bitmaps_change |= moves_away(repair, ext->directory_offset, ext->directory_size);
 	if (frozen && repair->bitmaps_change)
@@ -376,7 +376,7 @@ static int plan_bitmaps(struct qcow2_repair *repair, struct qcow2_error *err)
 	if (!e)
 		return 0;
 	if (!(check->header->autoclear_features & Q2_AUTOCLEAR_BITMAPS)) {
-		repair->bitmaps_change = check->report.sum.found[QCOW2_PROBLEM_BITMAPS_STALE] &&
+		repair->bitmaps_change = check->report.found[QCOW2_PROBLEM_BITMAPS_STALE] &&
 					 q2_repair_wants(repair, QCOW2_PROBLEM_BITMAPS_STALE);
 	} else if (q2_extension_bitmaps(check->image->head + e->offset, e->length, &ext, NULL) ||
 		   !ext.count || ext.count > Q2_MAX_BITMAPS || ext.directory_size > Q2_MAX_BITMAP_DIRECTORY ||

@@ -78,7 +78,7 @@ bool q2_repair_is_extra(const struct qcow2_repair *repair, uint32_t index)
 
 bool q2_repair_is_lost(const struct qcow2_repair *repair)
 {
-	return repair->check->report.sum.found[QCOW2_PROBLEM_DATA_FILE_LOST] &&
+	return repair->check->report.found[QCOW2_PROBLEM_DATA_FILE_LOST] &&
 	       q2_repair_wants(repair, QCOW2_PROBLEM_DATA_FILE_LOST);
 }
 
@@ -101,7 +101,7 @@ static int plan_active(struct qcow2_repair *repair, struct qcow2_error *err)
 	int rc = qcow2_store_read(repair->store, at, repair->l1, bytes, err);
 	for (uint32_t i = 0; !rc && i < h->l1_size; i++)
 		repair->l1[i] = be64toh(repair->l1[i]);
-	if (!rc && repair->check->report.sum.found[QCOW2_PROBLEM_L2_SHARED] &&
+	if (!rc && repair->check->report.found[QCOW2_PROBLEM_L2_SHARED] &&
 	    q2_repair_wants(repair, QCOW2_PROBLEM_L2_SHARED))
 		rc = find_extra(repair, err);
 	for (uint32_t i = 0; !rc && i < h->l1_size; i++)

@@ -49,7 +49,7 @@ static void keep(struct q2_report *report, const struct qcow2_finding *finding)
 
 void q2_report_add(struct q2_report *report, const struct qcow2_finding *finding)
 {
-	report->sum.found[finding->problem] += finding->count;
+	report->found[finding->problem] += finding->count;
 	keep(report, finding);
 }
 
@@ -59,7 +59,7 @@ void q2_report_append(struct q2_report *report, struct q2_report *from)
 	for (size_t i = 0; i < from->findings.count; i++)
 		keep(report, (struct qcow2_finding *)from->findings.items + i);
 	for (unsigned i = 0; i < QCOW2_PROBLEM_COUNT; i++)
-		to->found[i] += add->found[i];
+		report->found[i] += from->found[i];
 	to->omitted += add->omitted;
 	to->incomplete |= add->incomplete;
 	to->allocated_clusters += add->allocated_clusters;

@@ -6,6 +6,7 @@
  *   3. flush
  *   4. the overlay lets go of its clusters, unless it is kept */
 #include "copy/chain_job.h"
+#include "base/options.h"
 
 struct commit {
 	struct q2_chain_job layers;
@@ -44,7 +45,7 @@ static int begin(struct q2_chain_job *layers, struct qcow2_error *err)
 	struct commit *commit = (struct commit *)layers;
 	if (commit->base->size >= commit->overlay->size)
 		return 0;
-	int rc = qcow2_image_resize(commit->base, commit->overlay->size, 0, err);
+	int rc = qcow2_image_resize(commit->base, commit->overlay->size, 0, QCOW2_PREALLOCATION_OFF, err);
 	/* A raw base has its new length on disk before writes behind the old one can give it another. */
 	return rc ? rc : qcow2_image_flush(commit->base, err);
 }
@@ -103,9 +104,14 @@ static int survey(struct commit *commit, struct qcow2_error *err)
 }
 
 int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
-		     const struct qcow2_commit_options *options, struct qcow2_job **out,
+		     const struct qcow2_commit_options *given, struct qcow2_job **out,
 		     struct qcow2_error *err)
 {
+	struct qcow2_commit_options own;
+	const struct qcow2_commit_options *options = &own;
+	int taken = q2_options_take(&own, sizeof own, given, err);
+	if (taken)
+		return taken;
 	static const struct q2_chain_job_ops ops = {.find = find,
 						    .begin = begin,
 						    .finish = finish,

@@ -2,6 +2,7 @@
  * The copy job into a qcow2 image: its coordinator lists the source in units (copy_image_worker.h), then carries over the
  * bitmaps. */
 #include "base/mem.h"
+#include "base/options.h"
 #include "copy/copy_image_worker.h"
 #include "image/image.h"
 
@@ -172,9 +173,14 @@ static int holds_nothing(struct qcow2_image *image, bool *nothing, struct qcow2_
 }
 
 int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struct qcow2_image *target,
-			 const struct qcow2_copy_options *options, struct qcow2_job **out,
+			 const struct qcow2_copy_options *given, struct qcow2_job **out,
 			 struct qcow2_error *err)
 {
+	struct qcow2_copy_options own;
+	const struct qcow2_copy_options *options = &own;
+	int taken = q2_options_take(&own, sizeof own, given, err);
+	if (taken)
+		return taken;
 	struct q2_copy *copy = q2_new(1, sizeof *copy);
 	if (!copy)
 		return q2_error_nomem(err);

@@ -2,6 +2,7 @@
  * The copy job: the coordinator lists the source's pieces and sends them out in units, workers read them and
  * give them to the sink. */
 #include "base/addr.h"
+#include "base/options.h"
 #include "base/mem.h"
 #include "copy/job.h"
 #include "copy/reader.h"
@@ -207,8 +208,13 @@ static int check(const struct copy *copy, struct qcow2_store *target,
 }
 
 int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow2_store *target,
-		   const struct qcow2_copy_options *options, struct qcow2_job **out, struct qcow2_error *err)
+		   const struct qcow2_copy_options *given, struct qcow2_job **out, struct qcow2_error *err)
 {
+	struct qcow2_copy_options own;
+	const struct qcow2_copy_options *options = &own;
+	int taken = q2_options_take(&own, sizeof own, given, err);
+	if (taken)
+		return taken;
 	const struct q2_pool_work work = {.unit_size = sizeof(struct unit),
 					  .worker_size = sizeof(struct worker),
 					  .run = run_unit,

@@ -5,6 +5,7 @@
  *   2. flush
  *   3. one write of the header names the new one */
 #include "copy/chain_job.h"
+#include "base/options.h"
 
 #include <string.h>
 
@@ -129,9 +130,14 @@ static int check(struct qcow2_image *overlay, struct qcow2_image *backing,
 }
 
 int qcow2_rebase_new(struct qcow2_image *overlay, struct qcow2_image *backing,
-		     const struct qcow2_rebase_options *options, struct qcow2_job **out,
+		     const struct qcow2_rebase_options *given, struct qcow2_job **out,
 		     struct qcow2_error *err)
 {
+	struct qcow2_rebase_options own;
+	const struct qcow2_rebase_options *options = &own;
+	int taken = q2_options_take(&own, sizeof own, given, err);
+	if (taken)
+		return taken;
 	static const struct q2_chain_job_ops ops = {.find = find, .finish = finish, .free = free_rebase};
 	int rc = check(overlay, backing, options, err);
 	if (!rc)

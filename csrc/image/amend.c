@@ -4,6 +4,7 @@
  * Everything that can be refused is refused before anything changes. Then one phase after the other, each one switch
  * of the header; whoever opens the image in between finds some of the options done and the same disk. */
 #include "image/amend.h"
+#include "base/options.h"
 #include "image/header_cluster.h"
 #include "image/task.h"
 
@@ -234,7 +235,8 @@ static int work(struct amend *a, struct qcow2_error *err)
 	case UPGRADE:
 		return q2_amend_upgrade(image, err);
 	case SIZE:
-		return qcow2_image_resize(image, o->size, o->shrink ? QCOW2_RESIZE_SHRINK : 0, err);
+		return qcow2_image_resize(image, o->size, o->shrink ? QCOW2_RESIZE_SHRINK : 0,
+					  QCOW2_PREALLOCATION_OFF, err);
 	case WIDTH:
 		return q2_amend_width(image, (unsigned)__builtin_ctz(o->refcount_bits), err);
 	case FILL:
@@ -298,9 +300,14 @@ static int keep(uint8_t **copy, struct qcow2_bytes *bytes)
 	return 0;
 }
 
-int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options *options,
+int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options *given,
 		    struct qcow2_task **out, struct qcow2_error *err)
 {
+	struct qcow2_amend_options own;
+	const struct qcow2_amend_options *options = &own;
+	int taken = q2_options_take(&own, sizeof own, given, err);
+	if (taken)
+		return taken;
 	static const struct q2_task_ops ops = {step, amend_free};
 	struct amend *a = q2_new(1, sizeof *a);
 	if (!a)

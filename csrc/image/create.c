@@ -5,6 +5,7 @@
  * store held before loses its own first, and a mark of its own names what is unfinished. So at no instant is a
  * half-made image taken for one, or for a raw disk. */
 #include "image/create.h"
+#include "base/options.h"
 
 #include "base/be.h"
 #include "base/mem.h"
@@ -303,8 +304,13 @@ static int plan(struct q2_create *c, const struct qcow2_create_options *o, struc
 	return plan_tables(c, err);
 }
 
-int qcow2_create_check(const struct qcow2_create_options *options, struct qcow2_error *err)
+int qcow2_create_check(const struct qcow2_create_options *given, struct qcow2_error *err)
 {
+	struct qcow2_create_options own;
+	const struct qcow2_create_options *options = &own;
+	int taken = q2_options_take(&own, sizeof own, given, err);
+	if (taken)
+		return taken;
 	struct q2_create c;
 	return plan(&c, options, err);
 }
@@ -471,14 +477,20 @@ static int make_image(const struct q2_create *c, uint8_t *head, size_t head_leng
 		rc = qcow2_store_flush(c->store, err);
 	if (rc) {
 		/* Nobody shall take for an image what was answered with a failure; more cannot be done. */
-		(void)qcow2_store_write(c->store, 0, mark, sizeof mark, NULL);
+		int ignored = qcow2_store_write(c->store, 0, mark, sizeof mark, NULL);
+		(void)ignored;
 	}
 	return rc;
 }
 
 int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
-		 const struct qcow2_create_options *options, struct qcow2_error *err)
+		 const struct qcow2_create_options *given, struct qcow2_error *err)
 {
+	struct qcow2_create_options own;
+	const struct qcow2_create_options *options = &own;
+	int taken = q2_options_take(&own, sizeof own, given, err);
+	if (taken)
+		return taken;
 	struct q2_create c;
 	int rc = plan(&c, options, err);
 	if (rc)

@@ -225,23 +225,17 @@ static int resize(struct qcow2_image *image, uint64_t size, bool may_shrink, enu
 	return rc;
 }
 
-int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags, struct qcow2_error *err)
-{
-	int rc = resize(image, size, flags & QCOW2_RESIZE_SHRINK, QCOW2_PREALLOCATION_OFF, err);
-	return rc ? q2_image_blame(image, rc, err) : 0;
-}
-
-int qcow2_image_grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocation preallocation,
-		     struct qcow2_error *err)
+int qcow2_image_resize(struct qcow2_image *image, uint64_t size, unsigned flags,
+		       enum qcow2_preallocation preallocation, struct qcow2_error *err)
 {
 	int rc = 0;
-	if (size < image->size)
+	if (preallocation != QCOW2_PREALLOCATION_OFF && size < image->size)
 		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
 				  "Preallocation can only be used for growing images");
 	else if (image->raw && preallocation == QCOW2_PREALLOCATION_METADATA)
 		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
 				  "Unsupported preallocation mode: metadata");
 	else
-		rc = resize(image, size, false, preallocation, err);
+		rc = resize(image, size, flags & QCOW2_RESIZE_SHRINK, preallocation, err);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }

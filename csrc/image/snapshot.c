@@ -209,8 +209,8 @@ static int counts_fit(struct qcow2_image *image, const uint64_t *gone, uint32_t 
 	return rc;
 }
 
-int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, const struct timespec *when,
-				struct qcow2_error *err)
+int qcow2_image_snapshot_create(struct qcow2_image *image, struct qcow2_bytes name,
+				const struct timespec *when, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	struct change change = {0};
@@ -219,7 +219,7 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 	char id[24];
 	uint8_t extra[24];
 	int rc = begin(image, err);
-	if (!rc && strlen(name) > UINT16_MAX)
+	if (!rc && name.length > UINT16_MAX)
 		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "The snapshot's name is too long");
 	if (rc)
 		return q2_image_blame(image, rc, err);
@@ -229,7 +229,7 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, const char *name, con
 	q2_store64(extra + 16, UINT64_MAX); /* no instruction count */
 	struct qcow2_snapshot s = {
 		.id = {(const uint8_t *)id, strlen(id)},
-		.name = {(const uint8_t *)name, strlen(name)},
+		.name = name,
 		.extra_data = {extra, sizeof extra},
 		.l1_offset = image->map.l1_offset,
 		.l1_entries = image->map.l1_entries,
@@ -447,7 +447,7 @@ static int replace_table(struct qcow2_image *image, const struct q2_vec *table, 
 	return rc;
 }
 
-int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const char *name,
+int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, struct qcow2_bytes name,
 				struct qcow2_error *err)
 {
 	struct q2_vec record = {0}, table = {0};
@@ -456,11 +456,11 @@ int qcow2_image_snapshot_rename(struct qcow2_image *image, uint32_t index, const
 	int rc = begin(image, err);
 	if (!rc)
 		rc = qcow2_image_snapshot(image, index, &s, err);
-	if (!rc && strlen(name) > UINT16_MAX)
+	if (!rc && name.length > UINT16_MAX)
 		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "The snapshot's name is too long");
 	if (rc)
 		return q2_image_blame(image, rc, err);
-	s.name = (struct qcow2_bytes){(const uint8_t *)name, strlen(name)};
+	s.name = name;
 	rc = make_record(&s, &record, err);
 	if (!rc)
 		rc = build_table(image, index, &record, NULL, &table, &count, err);

@@ -12,11 +12,13 @@
  * not used otherwise.
  */
 struct qcow2_task;
-int qcow2_task_step(struct qcow2_task *task, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_task_step(struct qcow2_task *task, uint64_t *done,
+							uint64_t *total, struct qcow2_error *err);
 /* NULL is fine. */
-void qcow2_task_free(struct qcow2_task *task);
+QCOW2_API void qcow2_task_free(struct qcow2_task *task);
 
 struct qcow2_amend_options {
+	size_t struct_size;           /* QCOW2_AMEND_OPTIONS_INIT sets it */
 	uint32_t version;             /* 2 or 3; 0: as it is */
 	uint32_t refcount_bits;       /* 0: as it is */
 	int lazy_refcounts;           /* 1 on, 0 off, -1 as it is */
@@ -27,6 +29,10 @@ struct qcow2_amend_options {
 	bool set_size, shrink;                           /* shrink: a smaller size is meant */
 	uint64_t size;
 };
+#define QCOW2_AMEND_OPTIONS_INIT                                                                        \
+	{                                                                                               \
+		.struct_size = sizeof(struct qcow2_amend_options), .lazy_refcounts = -1, .data_raw = -1 \
+	}
 
 /*
  * Changes what can be changed of an image that exists. needs: qcow2_image_begin_tables or qcow2_image_begin. All that
@@ -34,8 +40,9 @@ struct qcow2_amend_options {
  * at every instant. fails: `range`, `conflict`, `unsupported`; `missing` when a raw data file is wanted and the data
  * file is not attached.
  */
-int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options *options,
-		    struct qcow2_task **out, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_amend_new(struct qcow2_image *image,
+							const struct qcow2_amend_options *options,
+							struct qcow2_task **out, struct qcow2_error *err);
 
 /*
  * The guest's clusters move from the image file to `data`, an external data file of this name. needs:
@@ -43,17 +50,23 @@ int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options 
  * (without its backing file) has there, zeros elsewhere. upholds: one switch of the header, after which the image is
  * attached to `data`. raw: the file alone is the disk from then on. fails: as the check.
  */
-int qcow2_image_externalize(struct qcow2_image *image, struct qcow2_store *data, struct qcow2_bytes name,
-			    bool raw, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_image_externalize(struct qcow2_image *image,
+								struct qcow2_store *data,
+								struct qcow2_bytes name, bool raw,
+								struct qcow2_error *err);
 /* Makes the file of an image with an external data file as short as its metadata: tables go to the lowest free places,
  * the host gets the rest back. Again by switches of the header. */
-int qcow2_image_gather(struct qcow2_image *image, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_image_gather(struct qcow2_image *image,
+							   struct qcow2_error *err);
 /* Refuses what cannot be externalized: snapshots, version 2, a raw data file beside a backing file. */
-int qcow2_image_externalize_check(struct qcow2_image *image, bool raw, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_image_externalize_check(struct qcow2_image *image, bool raw,
+								      struct qcow2_error *err);
 
 /* The clusters of the external data file move into the image file; the data file is only read, and let go of. needs:
  * qcow2_image_begin. One switch of the header; given up before, nothing has happened. */
-int qcow2_internalize_new(struct qcow2_image *image, struct qcow2_task **out, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_internalize_new(struct qcow2_image *image,
+							      struct qcow2_task **out,
+							      struct qcow2_error *err);
 
 /* What makes an external data file differ from the disk; words and meanings are in divergences.def. */
 enum qcow2_cause {
@@ -78,13 +91,15 @@ enum qcow2_resync {
  * Compares the external data file with the disk. needs: the data file is attached; for a resync qcow2_image_begin.
  * fails: `conflict` without a data file, and for METADATA when there is a backing file.
  */
-int qcow2_verify_new(struct qcow2_image *image, enum qcow2_resync resync, struct qcow2_task **out,
-		     struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_verify_new(struct qcow2_image *image, enum qcow2_resync resync,
+							 struct qcow2_task **out, struct qcow2_error *err);
 /* Number `index` of those found so far, in the disk's order; NULL past the last that is kept. */
-const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_task *task, uint64_t index);
+QCOW2_API QCOW2_NONNULL const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_task *task,
+									       uint64_t index);
 /* How many there are, kept or not, and how many of them the resync has mended. */
-void qcow2_verify_counts(const struct qcow2_task *task, uint64_t *found, uint64_t *mended);
+QCOW2_API QCOW2_NONNULL void qcow2_verify_counts(const struct qcow2_task *task, uint64_t *found,
+						 uint64_t *mended);
 /* "zero", ... and a sentence without its period; NULL past the last. */
-const char *qcow2_cause_word(enum qcow2_cause cause, const char **meaning);
+QCOW2_API const char *qcow2_cause_word(enum qcow2_cause cause, const char **meaning);
 
 #endif

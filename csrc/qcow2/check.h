@@ -35,7 +35,7 @@ struct qcow2_problem_facts {
 	const char *loss;    /* what repairing loses; "" when it cannot be repaired */
 };
 /* NULL past the last. */
-const struct qcow2_problem_facts *qcow2_problem_facts(enum qcow2_problem problem);
+QCOW2_API const struct qcow2_problem_facts *qcow2_problem_facts(enum qcow2_problem problem);
 
 /* A number that a finding does not have. */
 #define QCOW2_NONE UINT64_MAX
@@ -57,7 +57,6 @@ struct qcow2_finding {
 
 struct qcow2_check_result {
 	uint64_t corruptions, leaks, unreadable; /* counted over all findings, kept as records or not */
-	uint64_t found[QCOW2_PROBLEM_COUNT];     /* the same by problem */
 	uint64_t findings, omitted;              /* records kept, records there was no room for */
 	/* Some table could not be followed: what it reaches was not counted, so leaks may be none. */
 	bool incomplete;
@@ -66,9 +65,14 @@ struct qcow2_check_result {
 };
 
 struct qcow2_check_options {
-	uint64_t most;    /* records kept; 0: 50,000 */
-	unsigned threads; /* 0: one per processor */
+	size_t struct_size; /* QCOW2_CHECK_OPTIONS_INIT sets it */
+	uint64_t most;      /* records kept; 0: 50,000 */
+	unsigned threads;   /* 0: one per processor */
 };
+#define QCOW2_CHECK_OPTIONS_INIT                                  \
+	{                                                         \
+		.struct_size = sizeof(struct qcow2_check_options) \
+	}
 
 struct qcow2_check;
 
@@ -78,24 +82,31 @@ struct qcow2_check;
  * hole for. Memory: a stated minimum and 8 bytes a cluster that the host really holds.
  * fails: `conflict` for raw images and views of snapshots; `range` when a file is too scattered for that memory.
  */
-int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options *options,
-		    struct qcow2_check **out, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_check_new(struct qcow2_image *image,
+							const struct qcow2_check_options *options,
+							struct qcow2_check **out, struct qcow2_error *err);
 /* As qcow2_job_step; bytes are those of tables. */
-int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_check_step(struct qcow2_check *check, uint64_t *done,
+							 uint64_t *total, struct qcow2_error *err);
 /* needs: the last step returned 0. Borrowed. */
-const struct qcow2_check_result *qcow2_check_result(const struct qcow2_check *check);
+QCOW2_API QCOW2_NONNULL const struct qcow2_check_result *qcow2_check_result(const struct qcow2_check *check);
+/* How often one problem was found, kept as records or not; 0 past the last problem. */
+QCOW2_API QCOW2_NONNULL uint64_t qcow2_check_found(const struct qcow2_check *check,
+						   enum qcow2_problem problem);
 /* Record number `index` below result->findings; borrowed, NULL past the last. */
-const struct qcow2_finding *qcow2_check_finding(const struct qcow2_check *check, uint64_t index);
-void qcow2_check_free(struct qcow2_check *check);
+QCOW2_API QCOW2_NONNULL const struct qcow2_finding *qcow2_check_finding(const struct qcow2_check *check,
+									uint64_t index);
+QCOW2_API void qcow2_check_free(struct qcow2_check *check);
 
 /* Clears the dirty and the corrupt bit. needs: a finished check of a writable store that found no corruption,
  * and no write since. fails: `conflict` else. */
-int qcow2_check_accept(struct qcow2_check *check, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_check_accept(struct qcow2_check *check,
+							   struct qcow2_error *err);
 
 struct qcow2_repair;
 
 /* Which level each problem is repaired at: `leaks`, what wastes space; `all`, whatever is safe. Others are NOT. */
-void qcow2_repair_want(uint8_t wanted[QCOW2_PROBLEM_COUNT], bool leaks, bool all);
+QCOW2_API void qcow2_repair_want(uint8_t wanted[QCOW2_PROBLEM_COUNT], bool leaks, bool all);
 
 /*
  * Repairs what a check found. needs: the check is finished and outlives the repair, its image is on a writable
@@ -106,13 +117,16 @@ void qcow2_repair_want(uint8_t wanted[QCOW2_PROBLEM_COUNT], bool leaks, bool all
  * fails: `readonly`; `conflict` when something could not be read, when leaks alone are wanted and a table cannot
  * be followed, and when there is no room for new tables; `range`. Before the switch nothing has changed.
  */
-int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBLEM_COUNT],
-		     struct qcow2_repair **out, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_repair_new(struct qcow2_check *check,
+							 const uint8_t wanted[QCOW2_PROBLEM_COUNT],
+							 struct qcow2_repair **out, struct qcow2_error *err);
 /* As qcow2_job_step; bytes are those of tables. */
-int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done,
+							  uint64_t *total, struct qcow2_error *err);
 /* COPIED flags that were put right, and which: records as qcow2_check_finding. */
-uint64_t qcow2_repair_flags_fixed(const struct qcow2_repair *repair);
-const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_repair *repair, uint64_t index);
-void qcow2_repair_free(struct qcow2_repair *repair);
+QCOW2_API QCOW2_NONNULL uint64_t qcow2_repair_flags_fixed(const struct qcow2_repair *repair);
+QCOW2_API QCOW2_NONNULL const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_repair *repair,
+									 uint64_t index);
+QCOW2_API void qcow2_repair_free(struct qcow2_repair *repair);
 
 #endif

@@ -14,6 +14,7 @@ enum qcow2_preallocation {
 
 /* What a new image shall be. Names are borrowed for the call; data NULL: none. */
 struct qcow2_create_options {
+	size_t struct_size;     /* QCOW2_CREATE_OPTIONS_INIT sets it */
 	uint64_t size;          /* bytes of the disk; rounded up to 512 */
 	uint32_t version;       /* 2 or 3 */
 	uint32_t cluster_size;  /* bytes */
@@ -29,10 +30,16 @@ struct qcow2_create_options {
 	bool nocow;                   /* ask the host for no copy-on-write; a host that knows none is fine */
 	bool hidden; /* leave it marked unfinished, and flush nothing: a copy into it comes next */
 };
+#define QCOW2_CREATE_OPTIONS_INIT                                                                        \
+	{                                                                                                \
+		.struct_size = sizeof(struct qcow2_create_options), .version = 3, .cluster_size = 65536, \
+		.refcount_bits = 16                                                                      \
+	}
 
 /* Refuses what contradicts itself or the limits, before anything is made. fails: `conflict`, `range`,
  * `unsupported`. */
-int qcow2_create_check(const struct qcow2_create_options *options, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_create_check(const struct qcow2_create_options *options,
+							   struct qcow2_error *err);
 
 /*
  * Makes `store` a new image; what it held is gone. needs: `data` writable (with keep_data: readable) when
@@ -41,14 +48,16 @@ int qcow2_create_check(const struct qcow2_create_options *options, struct qcow2_
  * no half-made image is taken for one.
  * fails: as qcow2_create_check; `conflict` when `data` is `store`, or does not fit the disk with keep_data.
  */
-int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
-		 const struct qcow2_create_options *options, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
+						     const struct qcow2_create_options *options,
+						     struct qcow2_error *err);
 
 /* Makes `store` a raw disk of `size` bytes of zeros (METADATA is refused: `conflict`). */
-int qcow2_create_raw(struct qcow2_store *store, uint64_t size, enum qcow2_preallocation preallocation,
-		     bool nocow, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_create_raw(struct qcow2_store *store, uint64_t size,
+							 enum qcow2_preallocation preallocation, bool nocow,
+							 struct qcow2_error *err);
 
 /* Does the host leave out copy-on-write for this store? false where it does not know such a thing. */
-bool qcow2_create_has_nocow(struct qcow2_store *store);
+QCOW2_API QCOW2_NONNULL bool qcow2_create_has_nocow(struct qcow2_store *store);
 
 #endif

@@ -7,6 +7,20 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/*
+ * QCOW2_API is what a program may call: all else stays inside the library. QCOW2_CHECK: the answer has to be looked at.
+ * QCOW2_NONNULL: the object, which is the first argument, is there.
+ */
+#ifdef __GNUC__
+#define QCOW2_API __attribute__((visibility("default")))
+#define QCOW2_CHECK __attribute__((warn_unused_result))
+#define QCOW2_NONNULL __attribute__((nonnull(1)))
+#else
+#define QCOW2_API
+#define QCOW2_CHECK
+#define QCOW2_NONNULL
+#endif
+
 /* What went wrong, in numbers; the words are in kinds.def. 0 is "no error". */
 enum qcow2_kind {
 	QCOW2_OK = 0,
@@ -37,11 +51,14 @@ struct qcow2_error {
 	char text[488];
 };
 
+/* The version of the library that runs, as QCOW2_VERSION is that of the header: "0.1.0". */
+QCOW2_API const char *qcow2_version(void);
+
 /* The word for a code ("io", "corrupt", ...), "none" for 0, never NULL. */
-const char *qcow2_error_word(int code);
+QCOW2_API const char *qcow2_error_word(int code);
 
 /* What decodes and encodes a compression type in this build (0 deflate, 1 zstd): "libdeflate 1.14",
  * "zlib 1.2.13", ...; NULL when it was built without. */
-const char *qcow2_codec_backend(int compression);
+QCOW2_API const char *qcow2_codec_backend(int compression);
 
 #endif

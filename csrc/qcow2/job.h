@@ -13,12 +13,14 @@ struct qcow2_job;
  * disk are dealt with. Of several failures the one first in the disk's order is told.
  * The images of a job belong to it until it is freed: the caller does not use them between the steps.
  */
-int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total,
+						       struct qcow2_error *err);
 
 /* At any moment: joins the threads and lets go of everything. NULL is fine. */
-void qcow2_job_free(struct qcow2_job *job);
+QCOW2_API void qcow2_job_free(struct qcow2_job *job);
 
 struct qcow2_copy_options {
+	size_t struct_size;   /* QCOW2_COPY_OPTIONS_INIT sets it */
 	uint64_t sparse_size; /* the shortest run of zeros that is left out of the target, a multiple of 512;
 			       * 0: everything takes space */
 	unsigned threads;     /* 0: one per processor */
@@ -34,14 +36,20 @@ struct qcow2_copy_options {
 	uint64_t rate; /* data bytes a second at most; 0: no limit */
 	uint64_t start, length; /* the part of the one source that is copied; length 0: all of all */
 };
+#define QCOW2_COPY_OPTIONS_INIT                                                       \
+	{                                                                             \
+		.struct_size = sizeof(struct qcow2_copy_options), .sparse_size = 4096 \
+	}
 
 /*
  * Copies disks, one behind the other (each begins at a multiple of 512 bytes), into `target` as a raw disk.
  * What an existing target has behind the copy stays. References are taken. fails: `conflict` when the target
  * is a file that is read; `range` when an existing target is too small.
  */
-int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow2_store *target,
-		   const struct qcow2_copy_options *options, struct qcow2_job **out, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_copy_new(struct qcow2_image *const *sources, size_t count,
+						       struct qcow2_store *target,
+						       const struct qcow2_copy_options *options,
+						       struct qcow2_job **out, struct qcow2_error *err);
 
 /*
  * The same into a qcow2 image, which has to be writable (qcow2_image_begin). A target that was just created
@@ -49,16 +57,18 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
  * tables go to disk without flushes before that. With a backing file it receives what the source itself has,
  * not what the source's backing file shows. An existing one is written as by qcow2_image_write, and flushed.
  */
-int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struct qcow2_image *target,
-			 const struct qcow2_copy_options *options, struct qcow2_job **out,
-			 struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count,
+							     struct qcow2_image *target,
+							     const struct qcow2_copy_options *options,
+							     struct qcow2_job **out, struct qcow2_error *err);
 
 /* Bytes that `salvage` made zeros so far. 0 for jobs of other kinds. */
-uint64_t qcow2_copy_lost(const struct qcow2_job *job);
+QCOW2_API QCOW2_NONNULL uint64_t qcow2_copy_lost(const struct qcow2_job *job);
 
 /* Bytes of data so far that lie behind the end of their image file and are zeros in the target. gives: how many, and
  * where on the disk the first is and the last ends. 0 for jobs of other kinds. */
-uint64_t qcow2_copy_missing(const struct qcow2_job *job, uint64_t *from, uint64_t *to);
+QCOW2_API QCOW2_NONNULL uint64_t qcow2_copy_missing(const struct qcow2_job *job, uint64_t *from,
+						    uint64_t *to);
 
 enum qcow2_difference {
 	QCOW2_SAME,
@@ -72,56 +82,57 @@ enum qcow2_difference {
  * be equal, and everywhere both must be allocated in one way: data, compressed, zeros
  * with and without a place in a file, not allocated.
  */
-int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict, unsigned threads,
-		      struct qcow2_job **out, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b,
+							  bool strict, unsigned threads,
+							  struct qcow2_job **out, struct qcow2_error *err);
 
 /* The verdict, once a step returned 0. gives: *offset = the first sector that differs, or where the
  * allocation does; UINT64_MAX for other verdicts. */
-enum qcow2_difference qcow2_compare_result(const struct qcow2_job *job, uint64_t *offset);
+QCOW2_API QCOW2_NONNULL enum qcow2_difference qcow2_compare_result(const struct qcow2_job *job,
+								   uint64_t *offset);
 
 /* ---- chains ------------------------------------------------------------ */
 
-/* As qcow2_image_resize to a larger size; the new part gets its space at once. fails: `conflict` for a smaller
- * size, and for METADATA with a raw image. */
-int qcow2_image_grow(struct qcow2_image *image, uint64_t size, enum qcow2_preallocation preallocation,
-		     struct qcow2_error *err);
-
-/*
- * Stores another name and format of the backing file, by one switch of the header; name.data NULL: none. Nothing
- * is opened, attached or compared: what the disk shows is the caller's business. fails: `nospace` when the header
- * cluster has no room; `conflict` for raw images and external raw data files.
- */
-int qcow2_image_set_backing(struct qcow2_image *image, struct qcow2_bytes name, struct qcow2_bytes format,
-			    struct qcow2_error *err);
-
 struct qcow2_rebase_options {
+	size_t struct_size;              /* QCOW2_REBASE_OPTIONS_INIT sets it */
 	struct qcow2_bytes name, format; /* to be stored; name.data NULL: none */
 	bool compress;                   /* what is copied into the overlay */
 	unsigned threads;                /* 0: one per processor */
 };
+#define QCOW2_REBASE_OPTIONS_INIT                                  \
+	{                                                          \
+		.struct_size = sizeof(struct qcow2_rebase_options) \
+	}
 
 /*
  * Puts `backing` (NULL: nothing) below the disk in place of what is there; what it shows never changes: where old
  * and new differ, the old is copied into the overlay first. needs: `overlay` writable, both chains attached.
  * At the end `backing` is attached. fails: `conflict` when a snapshot of the overlay would show something else.
  */
-int qcow2_rebase_new(struct qcow2_image *overlay, struct qcow2_image *backing,
-		     const struct qcow2_rebase_options *options, struct qcow2_job **out,
-		     struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_rebase_new(struct qcow2_image *overlay,
+							 struct qcow2_image *backing,
+							 const struct qcow2_rebase_options *options,
+							 struct qcow2_job **out, struct qcow2_error *err);
 
 struct qcow2_commit_options {
-	bool keep;        /* leave the overlay as it is; else it is emptied at the end */
-	uint64_t rate;    /* bytes a second at most; 0: no limit */
-	unsigned threads; /* 0: one per processor */
+	size_t struct_size; /* QCOW2_COMMIT_OPTIONS_INIT sets it */
+	bool keep;          /* leave the overlay as it is; else it is emptied at the end */
+	uint64_t rate;      /* bytes a second at most; 0: no limit */
+	unsigned threads;   /* 0: one per processor */
 };
+#define QCOW2_COMMIT_OPTIONS_INIT                                  \
+	{                                                          \
+		.struct_size = sizeof(struct qcow2_commit_options) \
+	}
 
 /*
  * Moves what the layers above `base` hold into `base`, which grows when it is shorter. needs: `base` is a writable
  * layer of the overlay's attached chain; the overlay is writable unless `keep`. upholds: what the overlay shows
  * never changes. fails: `conflict` when a snapshot of the overlay would show something else.
  */
-int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
-		     const struct qcow2_commit_options *options, struct qcow2_job **out,
-		     struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_commit_new(struct qcow2_image *overlay,
+							 struct qcow2_image *base,
+							 const struct qcow2_commit_options *options,
+							 struct qcow2_job **out, struct qcow2_error *err);
 
 #endif

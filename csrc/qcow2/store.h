@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Stores: bytes with an address, in files, in memory, and wrapped for crash and fault specs. */
+ * Stores: bytes with an address, in files, in memory, or wherever a program has them. */
 #ifndef QCOW2_STORE_H
 #define QCOW2_STORE_H
 
@@ -22,78 +22,95 @@ enum qcow2_store_flags {
  * Takes QEMU's byte-range OFD locks on the way: readers share with readers, a writer excludes all
  * (`locked` otherwise). gives: a store with one reference.
  */
-int qcow2_store_file(const char *path, unsigned flags, struct qcow2_store **out, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_file(const char *path, unsigned flags,
+							 struct qcow2_store **out, struct qcow2_error *err);
 
 /* A store in memory, `length` bytes of zeros, or a copy of `bytes` when not NULL. Grows on write. */
-int qcow2_store_memory(const void *bytes, uint64_t length, struct qcow2_store **out, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK int qcow2_store_memory(const void *bytes, uint64_t length, struct qcow2_store **out,
+					     struct qcow2_error *err);
 
-struct qcow2_store *qcow2_store_ref(struct qcow2_store *store);
+/*
+ * Bytes that a program has itself, in any place: what it can do with them. Each call gives 0 or the positive errno of its
+ * failure (EIO, ENOSPC, ...), and reads or writes all of `length`. `opaque` is the program's own.
+ *
+ * Calls come from the library's threads too, at most `concurrency` at once. The store belongs to the library while it is
+ * open: its length is asked for once.
+ */
+struct qcow2_store_ops {
+	size_t struct_size;   /* QCOW2_STORE_OPS_INIT sets it */
+	unsigned concurrency; /* calls that may run at once; 0 and 1: one after the other */
+	int (*length)(void *opaque, uint64_t *length);
+	/* needs: offset + length <= the store's length. */
+	int (*read)(void *opaque, uint64_t offset, void *buf, size_t length);
+	/* Grows the store when needed. NULL: the store is for reading only. */
+	int (*write)(void *opaque, uint64_t offset, const void *buf, size_t length);
+	/* All writes that returned are on stable storage. NULL: they are when they return. */
+	int (*flush)(void *opaque);
+	/* The range, inside the store, reads as zeros from now on. NULL, or ENOTSUP: zeros are written. */
+	int (*punch)(void *opaque, uint64_t offset, uint64_t length);
+	/* New bytes are zeros. NULL: the store keeps the length that it has, as a block device. */
+	int (*resize)(void *opaque, uint64_t length);
+	/* Bytes that the storage really spends. NULL: the length. */
+	int (*allocated)(void *opaque, uint64_t *bytes);
+	/* As qcow2_store_extent, inside the store; *is_data is 0 or 1. NULL: all is data. */
+	int (*extent)(void *opaque, uint64_t offset, uint64_t limit, int *is_data, uint64_t *length);
+	/* The last reference went. NULL: there is nothing to do. */
+	void (*close)(void *opaque);
+};
+#define QCOW2_STORE_OPS_INIT                                  \
+	{                                                     \
+		.struct_size = sizeof(struct qcow2_store_ops) \
+	}
+
+/*
+ * A store that consists of the program's own functions; `ops` is copied, `name` is for messages. fails: `range` without
+ * struct_size, length or read; as `length` does. Then `close` is not called.
+ */
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_custom(const struct qcow2_store_ops *ops, void *opaque,
+							   const char *name, struct qcow2_store **out,
+							   struct qcow2_error *err);
+
+QCOW2_API QCOW2_NONNULL struct qcow2_store *qcow2_store_ref(struct qcow2_store *store);
 
 /* Drops a reference; the last one closes. Errors of the last flush do not hide here: who wrote
  * calls qcow2_store_flush first and looks at its answer. NULL is fine. */
-void qcow2_store_unref(struct qcow2_store *store);
+QCOW2_API void qcow2_store_unref(struct qcow2_store *store);
 
 /* Reads exactly `length` bytes; bytes past the end of the store read as zeros. */
-int qcow2_store_read(struct qcow2_store *store, uint64_t offset, void *buf, size_t length,
-		     struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_read(struct qcow2_store *store, uint64_t offset,
+							 void *buf, size_t length, struct qcow2_error *err);
 /* Writes exactly `length` bytes, growing the store when needed. */
-int qcow2_store_write(struct qcow2_store *store, uint64_t offset, const void *buf, size_t length,
-		      struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_write(struct qcow2_store *store, uint64_t offset,
+							  const void *buf, size_t length,
+							  struct qcow2_error *err);
 /* All writes that returned are on stable storage when this returns 0. */
-int qcow2_store_flush(struct qcow2_store *store, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_flush(struct qcow2_store *store, struct qcow2_error *err);
 /* Makes the range read as zeros, giving space back to the host where it can; never grows. */
-int qcow2_store_punch(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_punch(struct qcow2_store *store, uint64_t offset,
+							  uint64_t length, struct qcow2_error *err);
 /* Sets the length; new bytes are zeros. A block device only accepts lengths it has. */
-int qcow2_store_resize(struct qcow2_store *store, uint64_t length, struct qcow2_error *err);
-int qcow2_store_length(struct qcow2_store *store, uint64_t *length, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_resize(struct qcow2_store *store, uint64_t length,
+							   struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_length(struct qcow2_store *store, uint64_t *length,
+							   struct qcow2_error *err);
 /* Bytes the host really spends (st_blocks * 512); the length where the host does not say. */
-int qcow2_store_allocated(struct qcow2_store *store, uint64_t *bytes, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_allocated(struct qcow2_store *store, uint64_t *bytes,
+							      struct qcow2_error *err);
 
 /*
  * Is there data at `offset`? gives: *is_data, and in *length how far that answer holds (at least 1,
  * at most `limit`, which must be > 0). Past the end: not data, *length = limit. A store that cannot
  * tell answers "data".
  */
-int qcow2_store_extent(struct qcow2_store *store, uint64_t offset, uint64_t limit, bool *is_data,
-		       uint64_t *length, struct qcow2_error *err);
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_extent(struct qcow2_store *store, uint64_t offset,
+							   uint64_t limit, bool *is_data, uint64_t *length,
+							   struct qcow2_error *err);
 
 /* The name it was opened by, for messages; "memory" and the like for stores without one. */
-const char *qcow2_store_name(struct qcow2_store *store);
-bool qcow2_store_writable(struct qcow2_store *store);
+QCOW2_API QCOW2_NONNULL const char *qcow2_store_name(struct qcow2_store *store);
+QCOW2_API QCOW2_NONNULL bool qcow2_store_writable(struct qcow2_store *store);
 /* (device, inode) of the file behind it, to find loops; false when there is none. */
-bool qcow2_store_identity(struct qcow2_store *store, uint64_t id[2]);
-bool qcow2_store_is_device(struct qcow2_store *store);
-
-/*
- * For crash specs. A power store records the writes, resizes, punches and flushes that pass through
- * it into `inner`'s copy. `qcow2_store_power_replay` rebuilds, into a new memory store, what a disk
- * could hold after a power cut: operations [0, count) of the record, of which those not covered by a
- * flush within the prefix survive only if their bit in `keep` (one byte per operation, NULL = all
- * kept) is non-zero; with `torn` != SIZE_MAX the write number `torn` stops after `torn_bytes`.
- */
-int qcow2_store_power(struct qcow2_store *inner, struct qcow2_store **out, struct qcow2_error *err);
-/* Numbers the operations of both stores in one sequence. needs: both are power stores, `power` with no record
- * yet. fails: `conflict`. */
-int qcow2_store_power_join(struct qcow2_store *power, struct qcow2_store *other, struct qcow2_error *err);
-size_t qcow2_store_power_count(struct qcow2_store *power);
-/* One operation of the record. */
-struct qcow2_power_op {
-	char kind; /* 'w' write, 'p' punch, 'r' resize, 'f' flush */
-	uint64_t offset, length;
-	uint64_t sequence; /* grows with every operation, in joined stores over all of them */
-};
-int qcow2_store_power_op(struct qcow2_store *power, size_t index, struct qcow2_power_op *op,
-			 struct qcow2_error *err);
-int qcow2_store_power_replay(struct qcow2_store *power, size_t count, const uint8_t *keep, size_t torn,
-			     size_t torn_bytes, struct qcow2_store **out, struct qcow2_error *err);
-
-/*
- * For fault specs. The call number `nth` (from 1, counted over the kinds in `kinds`, a string of
- * 'r' read 'w' write 'f' flush 'p' punch 's' resize) fails with `os_errno`; later ones too when
- * `sticky`. nth 0 only counts.
- */
-int qcow2_store_fault(struct qcow2_store *inner, const char *kinds, uint64_t nth, int os_errno, bool sticky,
-		      struct qcow2_store **out, struct qcow2_error *err);
-uint64_t qcow2_store_fault_calls(struct qcow2_store *fault);
+QCOW2_API QCOW2_NONNULL bool qcow2_store_identity(struct qcow2_store *store, uint64_t id[2]);
+QCOW2_API QCOW2_NONNULL bool qcow2_store_is_device(struct qcow2_store *store);
 
 #endif

@@ -46,10 +46,7 @@ function methods:resize(new_size, given)
       return nil, message, kind, errno
     end
   end
-  if (o.preallocation or "off") ~= "off" then
-    return raw.grow(self, bytes, o.preallocation)
-  end
-  return raw.set_size(self, bytes, o.shrink or false)
+  return raw.resize(self, bytes, o.shrink or false, o.preallocation or "off")
 end
 
 -- ---- the backing file's name ----------------------------------------------------------------
@@ -63,7 +60,7 @@ function methods:set_backing(name, format)
   elseif name and not format then
     error("a backing file needs its format", 2)
   end
-  return raw.name_backing(self, name, format)
+  return raw.set_backing(self, name, format)
 end
 
 -- ---- snapshots -----------------------------------------------------------------------------
@@ -79,7 +76,7 @@ end
 
 function methods:snapshot_create(name)
   check_name(name)
-  return raw.snapshot_take(self, name)
+  return raw.snapshot_create(self, name)
 end
 
 function methods:snapshot_apply(id_or_name)
@@ -87,7 +84,7 @@ function methods:snapshot_apply(id_or_name)
   if not index then
     return nil, message, kind, errno
   end
-  return raw.snapshot_revert(self, index)
+  return raw.snapshot_apply(self, index)
 end
 
 function methods:snapshot_delete(id_or_name)
@@ -95,7 +92,7 @@ function methods:snapshot_delete(id_or_name)
   if not index then
     return nil, message, kind, errno
   end
-  return raw.snapshot_drop(self, index)
+  return raw.snapshot_delete(self, index)
 end
 
 function methods:snapshot_rename(id_or_name, name)
@@ -104,7 +101,7 @@ function methods:snapshot_rename(id_or_name, name)
   if not index then
     return nil, message, kind, errno
   end
-  return raw.snapshot_name(self, index, name)
+  return raw.snapshot_rename(self, index, name)
 end
 
 -- ---- bitmaps -------------------------------------------------------------------------------
@@ -144,7 +141,7 @@ function methods:bitmap_add(name, given)
     local header = raw.header_fields(self)
     granularity = math.max(4096, math.min(65536, header and 1 << header.cluster_bits or 65536))
   end
-  return raw.bitmap_new(self, name, granularity, not o.disabled)
+  return raw.bitmap_add(self, name, granularity, not o.disabled)
 end
 
 local function on_bitmap(change)
@@ -157,9 +154,9 @@ local function on_bitmap(change)
   end
 end
 
-methods.bitmap_remove = on_bitmap(raw.bitmap_drop)
-methods.bitmap_enable = on_bitmap(function(self, index) return raw.bitmap_follow(self, index, true) end)
-methods.bitmap_disable = on_bitmap(function(self, index) return raw.bitmap_follow(self, index, false) end)
+methods.bitmap_remove = on_bitmap(raw.bitmap_remove)
+methods.bitmap_enable = on_bitmap(function(self, index) return raw.bitmap_enable(self, index, true) end)
+methods.bitmap_disable = on_bitmap(function(self, index) return raw.bitmap_enable(self, index, false) end)
 methods.bitmap_set = on_bitmap(function(self, index, offset, length)
   return raw.bitmap_change(self, index, offset, length, true)
 end)
@@ -182,7 +179,7 @@ function methods:bitmap_merge(name, source_name, given)
   if not index then
     return nil, message, kind, errno
   end
-  return raw.bitmap_join(self, index, source, from)
+  return raw.bitmap_merge(self, index, source, from)
 end
 
 return methods

@@ -59,6 +59,7 @@ int main(void)
     local config = ("PKG_CONFIG_PATH=%s/usr/lib/pkgconfig PKG_CONFIG_SYSROOT_DIR=%s "):format(dest, dest)
     sh.check(CLEAN .. config .. ("sh -c 'gcc -o %s %s $(pkg-config --static --cflags --libs qcow2)'"):format(
       program, source))
-    assert.equal("corrupt\n", sh.check({ program }).stdout)
+    local env = { LD_LIBRARY_PATH = dest .. "/usr/lib" }
+    assert.equal("corrupt\n", sh.run({ program }, { env = env }).stdout)
   end)
 end)

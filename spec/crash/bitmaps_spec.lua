@@ -29,13 +29,13 @@ local function index_of(img, name)
 end
 
 local operations = {
-  ["adding one"] = function(img) return raw.bitmap_new(img, "new", 512, true) end,
-  ["removing one"] = function(img) return raw.bitmap_drop(img, index_of(img, "work")) end,
-  ["enabling one"] = function(img) return raw.bitmap_follow(img, index_of(img, "work"), true) end,
+  ["adding one"] = function(img) return raw.bitmap_add(img, "new", 512, true) end,
+  ["removing one"] = function(img) return raw.bitmap_remove(img, index_of(img, "work")) end,
+  ["enabling one"] = function(img) return raw.bitmap_enable(img, index_of(img, "work"), true) end,
   ["setting a range"] = function(img) return raw.bitmap_change(img, index_of(img, "work"), 5000, 9000, true) end,
   ["clearing one"] = function(img) return raw.bitmap_change(img, index_of(img, "work"), 0, 40960, false) end,
   ["merging one"] = function(img)
-    return raw.bitmap_join(img, index_of(img, "work"), img, index_of(img, "keep"))
+    return raw.bitmap_merge(img, index_of(img, "work"), img, index_of(img, "keep"))
   end,
 }
 
@@ -57,9 +57,9 @@ describe("A power cut while bitmaps are changed:", function()
           create = create,
           prepare = function(s)
             s:write(0, ("a"):rep(3000))
-            assert(raw.bitmap_new(s.img, "keep", 4096, true))
-            assert(raw.bitmap_new(s.img, "work", 512, false))
-            assert(raw.bitmap_new(s.img, "last", 1024, false))
+            assert(raw.bitmap_add(s.img, "keep", 4096, true))
+            assert(raw.bitmap_add(s.img, "work", 512, false))
+            assert(raw.bitmap_add(s.img, "last", 1024, false))
             s:write(8192, ("b"):rep(3000))
             assert(raw.bitmap_change(s.img, 1, 1024, 512, true))
             assert(raw.bitmap_change(s.img, 2, 0, 40960, true))

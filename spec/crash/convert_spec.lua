@@ -28,7 +28,7 @@ local function source_of(flavour)
   assert(core.create(store, nil, { size = #DISK, cluster_size = 4096 }))
   local source = assert(core.image_open(store, "qcow2"))
   assert(raw.begin(source))
-  for name in pairs(flavour.bitmaps) do assert(raw.bitmap_new(source, name, 512, true)) end
+  for name in pairs(flavour.bitmaps) do assert(raw.bitmap_add(source, name, 512, true)) end
   assert(raw.write(source, 0, DISK))
   assert(raw.finish(source))
   return source

@@ -60,7 +60,7 @@ describe("No space for a table that grows", function()
       prepare = function(s) s:write(0, ("a"):rep(20 * 512)) end,
       run = function(s)
         for i = 1, 4 do
-          s:set_size((64 * 64 * 512 // 4) * i)
+          s:resize((64 * 64 * 512 // 4) * i)
           s:write(#s.disk - 700, ("n"):rep(700))
         end
       end,
@@ -70,7 +70,7 @@ describe("No space for a table that grows", function()
       prepare = function(s) s:write(0, ("a"):rep(20 * 512)) end,
       run = function(s)
         for i = 1, 12 do
-          s:snapshot_take(("a name so long that the table needs another cluster soon %d"):format(i))
+          s:snapshot_create(("a name so long that the table needs another cluster soon %d"):format(i))
           s:write(i * 512, ("n"):rep(512))
         end
       end,
@@ -330,7 +330,7 @@ describe("A header extension beside a backing name", function()
         step = cluster, create = { size = 24 * K, cluster_size = cluster }, backing = backing, backings = backings,
         whole = true,
         run = function(s)
-          for _, name in ipairs(names) do s:name_backing(name, "raw") end
+          for _, name in ipairs(names) do s:set_backing(name, "raw") end
         end,
       }
       seen[cluster] = crash.play("extension beside a name, " .. cluster, scenario)

@@ -80,7 +80,7 @@ static struct qcow2_image *open_image(const struct files *files)
 
 static struct qcow2_check *run_check(struct qcow2_image *image)
 {
-	struct qcow2_check_options options = {.most = 1000, .threads = 1};
+	struct qcow2_check_options options = {.struct_size = sizeof options, .most = 1000, .threads = 1};
 	struct qcow2_check *check;
 	struct qcow2_error err;
 	uint64_t done, total;
@@ -106,8 +106,8 @@ static bool is_sound(struct qcow2_image *image)
 		const struct qcow2_check_result *r = qcow2_check_result(check);
 
 		/* Old bytes at the data file's begin are no fault of who makes the first L2 table. */
-		sound = r->corruptions == r->found[QCOW2_PROBLEM_DATA_FILE_LOST] && !r->unreadable &&
-			!r->incomplete;
+		sound = r->corruptions == qcow2_check_found(check, QCOW2_PROBLEM_DATA_FILE_LOST) &&
+			!r->unreadable && !r->incomplete;
 	}
 	qcow2_check_free(check);
 	return sound;
@@ -232,7 +232,9 @@ static void resize(struct play *p, const uint8_t step[SCRIPT_STEP])
 	/* Data behind a shrunk disk's end in its last sector may come back, as far as that goes. */
 	if (size % 512 && size < qcow2_image_size(p->image))
 		size = q2_round_up(size, 512);
-	if (checked(qcow2_image_resize(p->image, size, step[3] & 1 ? QCOW2_RESIZE_SHRINK : 0, &err), &err))
+	if (checked(qcow2_image_resize(p->image, size, step[3] & 1 ? QCOW2_RESIZE_SHRINK : 0,
+				       QCOW2_PREALLOCATION_OFF, &err),
+		    &err))
 		p->known = false;
 	else
 		p->watched = q2_min(p->watched, watched_of(p));
@@ -249,7 +251,9 @@ static void snapshot(struct play *p, const uint8_t step[SCRIPT_STEP])
 	index = count ? step[2] % count : 0;
 	switch (step[1] % 4) {
 	case 0:
-		checked(qcow2_image_snapshot_create(p->image, "new", &when, &err), &err);
+		checked(qcow2_image_snapshot_create(p->image, (struct qcow2_bytes){(const uint8_t *)"new", 3},
+						    &when, &err),
+			&err);
 		break;
 	case 1:
 		checked(qcow2_image_snapshot_apply(p->image, index, &err), &err);
@@ -259,7 +263,9 @@ static void snapshot(struct play *p, const uint8_t step[SCRIPT_STEP])
 		checked(qcow2_image_snapshot_delete(p->image, index, &err), &err);
 		break;
 	case 3:
-		checked(qcow2_image_snapshot_rename(p->image, index, "other", &err), &err);
+		checked(qcow2_image_snapshot_rename(p->image, index,
+						    (struct qcow2_bytes){(const uint8_t *)"other", 5}, &err),
+			&err);
 		break;
 	}
 }
@@ -301,7 +307,9 @@ static void bitmap(struct play *p, const uint8_t step[SCRIPT_STEP])
 
 static void amend(struct play *p, const uint8_t step[SCRIPT_STEP])
 {
-	struct qcow2_amend_options options = {.lazy_refcounts = step[2] % 3 - 1, .data_raw = -1};
+	struct qcow2_amend_options options = {.struct_size = sizeof options,
+					      .lazy_refcounts = step[2] % 3 - 1,
+					      .data_raw = -1};
 	struct qcow2_error err;
 	struct qcow2_task *task;
 	uint64_t done, total;

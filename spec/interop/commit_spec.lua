@@ -145,7 +145,7 @@ describe("Commit", function()
     qemu.io(dir .. "/top", { "write -P 1 0 4k" })
     do
       local img <close> = assert(qcow2.open(dir .. "/top", { mode = "rw" }))
-      assert(require("qcow2.image").raw.name_backing(img, "base", nil))
+      assert(require("qcow2.image").raw.set_backing(img, "base", nil))
     end
     local job, message = qcow2.commit(dir .. "/top")
     assert.is_nil(job)

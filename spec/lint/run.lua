@@ -54,6 +54,7 @@ local C_FILES = "$(find csrc spec -name '*.[ch]' | LC_ALL=C sort)"
 local lints = {
   { "floors", ours(require("spec.lint.floors")) },
   { "circles", ours(require("spec.lint.circles")) },
+  { "abi", ours(require("spec.lint.abi")) },
   { "owners", ours(require("spec.lint.owners")) },
   { "sizes", ours(shape.sizes) },
   { "heads", ours(shape.heads) },

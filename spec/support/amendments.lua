@@ -18,10 +18,10 @@ end
 
 local function snapshots(s)
   fill(s)
-  s:snapshot_take("one")
+  s:snapshot_create("one")
   s:write(4096, ("c"):rep(2000))
   s:zero(0, 2048)
-  s:snapshot_take("two")
+  s:snapshot_create("two")
   s:write(500, ("d"):rep(1000))
 end
 

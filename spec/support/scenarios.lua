@@ -121,7 +121,7 @@ local operations = {
     run = function(s) s:write(512, fill("n", 512)) end,
   },
   ["a write over clusters shared with a snapshot"] = { when = plain,
-    prepare = function(s) s:snapshot_take("one") end,
+    prepare = function(s) s:snapshot_create("one") end,
     run = function(s)
       s:write(100, fill("n", s.parts.step))
       s:write(2 * s.parts.step, fill("m", 10))
@@ -147,7 +147,7 @@ local operations = {
     s:zero(0, 4 * s.parts.step, true)
   end },
   ["zeros over clusters shared with a snapshot"] = { when = plain,
-    prepare = function(s) s:snapshot_take("one") end,
+    prepare = function(s) s:snapshot_create("one") end,
     run = function(s)
       s:zero(0, s.parts.step)
       s:zero(3 * s.parts.step, s.parts.step + 600, true)
@@ -166,15 +166,15 @@ local operations = {
     s:write(4 * step, fill("p", 300))
   end },
   ["a resize to a larger disk"] = { whole = true,
-    run = function(s) s:set_size(#s.disk + 20 * s.parts.step + 512) end },
+    run = function(s) s:resize(#s.disk + 20 * s.parts.step + 512) end },
   ["a resize beyond the L1 table"] = { whole = true,
     when = function(s) return s.parts.step == 512 end,
-    run = function(s) s:set_size(((s.parts.step // 8) ^ 2 * s.parts.step // 1 | 0) + 700 * 512) end },
+    run = function(s) s:resize(((s.parts.step // 8) ^ 2 * s.parts.step // 1 | 0) + 700 * 512) end },
   ["a resize to a smaller disk"] = { whole = true,
-    run = function(s) s:set_size(2 * s.parts.step + 512, true) end },
+    run = function(s) s:resize(2 * s.parts.step + 512, true) end },
   ["a larger disk over what a smaller one left"] = { whole = true,
-    prepare = function(s) s:set_size(s.parts.step + 512, true) end,
-    run = function(s) s:set_size(20 * s.parts.step) end },
+    prepare = function(s) s:resize(s.parts.step + 512, true) end,
+    run = function(s) s:resize(20 * s.parts.step) end },
   ["writes that need new blocks of counts"] = {
     when = function(s) return s.parts.create.refcount_bits == 64 end,
     run = function(s)
@@ -182,8 +182,8 @@ local operations = {
       for i = 190, 110, -1 do s:write(i * 512, fill("o", 300)) end
     end },
   ["a smaller and again a larger disk"] = { run = function(s)
-    s:set_size(512, true)
-    s:set_size(9 * s.parts.step)
+    s:resize(512, true)
+    s:resize(9 * s.parts.step)
     s:write(2 * s.parts.step, fill("n", 100))
   end },
   ["a resize with metadata preallocated"] = { whole = true,
@@ -191,11 +191,11 @@ local operations = {
     run = function(s) s:grow(#s.disk + 10 * s.parts.step, "metadata") end },
   ["a resize with everything preallocated"] = { whole = true,
     when = function(s) return not s.parts.backing end,
-    prepare = function(s) s:set_size(#s.disk - 5 * s.parts.step, true) end,
+    prepare = function(s) s:resize(#s.disk - 5 * s.parts.step, true) end,
     run = function(s) s:grow(#s.disk + 10 * s.parts.step, "full") end },
   ["naming another backing file"] = {
     when = function(s) return s.parts.backing end,
-    run = function(s) s:name_backing("backing elsewhere", "raw") end },
+    run = function(s) s:set_backing("backing elsewhere", "raw") end },
   ["copying onto an image with data"] = { run = function(s)
     local step = s.parts.step
     s:convert(cut(fill("n", 2 * step) .. fill("\0", 3 * step) .. patterned(4 * step, 70), #s.disk))
@@ -227,70 +227,70 @@ local operations = {
   ["making the disk what the data file shows"] = { when = can_differ, prepare = differ,
     run = function(s) s:resync("metadata") end },
   ["adding bitmaps"] = { when = tracking, run = function(s)
-    s:bitmap_new("new", 1024, true)
+    s:bitmap_add("new", 1024, true)
     s:write(100, fill("n", 3000))
-    s:bitmap_new("newer", 512, false)
+    s:bitmap_add("newer", 512, false)
   end },
   ["removing bitmaps"] = { when = tracking, run = function(s)
     s:write(100, fill("n", 3000))
-    s:bitmap_drop("follows")
+    s:bitmap_remove("follows")
     s:write(100, fill("m", 300))
-    s:bitmap_drop("stands")
+    s:bitmap_remove("stands")
   end },
   ["changing bitmaps"] = { when = tracking, run = function(s)
     s:write(100, fill("n", 3000))
-    s:bitmap_follow("stands", true)
+    s:bitmap_enable("stands", true)
     s:write(10000, fill("n", 1000))
     s:bitmap_change("follows", 0, #s.disk, false)
-    s:bitmap_join("follows", "stands")
-    s:bitmap_follow("follows", false)
+    s:bitmap_merge("follows", "stands")
+    s:bitmap_enable("follows", false)
     s:write(20000, fill("n", 1000))
   end },
   ["resizing what bitmaps follow"] = { when = tracking, run = function(s)
     local size = #s.disk
     s:write(size - 3000, fill("n", 3000))
-    s:set_size(size + 20 * s.parts.step)
+    s:resize(size + 20 * s.parts.step)
     s:write(size + 700, fill("m", 3000))
-    s:set_size(5 * s.parts.step + 512, true)
-    s:set_size(size)
+    s:resize(5 * s.parts.step + 512, true)
+    s:resize(size)
   end },
-  ["taking a snapshot"] = { when = plain, run = function(s) s:snapshot_take("new") end },
+  ["taking a snapshot"] = { when = plain, run = function(s) s:snapshot_create("new") end },
   ["taking a second snapshot"] = { when = plain,
     prepare = function(s)
-      s:snapshot_take("one")
+      s:snapshot_create("one")
       s:write(0, fill("z", 700))
     end,
-    run = function(s) s:snapshot_take("two") end },
+    run = function(s) s:snapshot_create("two") end },
   ["applying a snapshot"] = { when = plain, whole = true,
     prepare = function(s)
-      s:snapshot_take("one")
+      s:snapshot_create("one")
       s:write(0, fill("z", 700))
       s:zero(3 * s.parts.step, s.parts.step)
     end,
-    run = function(s) s:snapshot_revert("one") end },
+    run = function(s) s:snapshot_apply("one") end },
   ["deleting a snapshot"] = { when = plain,
     prepare = function(s)
-      s:snapshot_take("one")
+      s:snapshot_create("one")
       s:write(0, fill("z", 700))
-      s:snapshot_take("two")
+      s:snapshot_create("two")
       s:write(s.parts.step, fill("y", 700))
     end,
-    run = function(s) s:snapshot_drop("one") end },
+    run = function(s) s:snapshot_delete("one") end },
   ["deleting the only snapshot, then writing"] = { when = plain,
     prepare = function(s)
-      s:snapshot_take("one")
+      s:snapshot_create("one")
       s:write(0, fill("z", 700))
     end,
     run = function(s)
-      s:snapshot_drop("one")
+      s:snapshot_delete("one")
       s:write(0, fill("n", 3 * s.parts.step))
     end },
   ["renaming a snapshot"] = { when = plain,
     prepare = function(s)
-      s:snapshot_take("one")
-      s:snapshot_take("two")
+      s:snapshot_create("one")
+      s:snapshot_create("two")
     end,
-    run = function(s) s:snapshot_name("one", "a longer name") end },
+    run = function(s) s:snapshot_rename("one", "a longer name") end },
 }
 
 scenarios.operations = operations
@@ -329,9 +329,9 @@ scenarios.raw_disk = {
     s:flush()
     s:zero(4000, 3000)
     s:discard(512, 512)
-    s:set_size(20480)
+    s:resize(20480)
     s:flush()
-    s:set_size(8192, true)
+    s:resize(8192, true)
   end,
 }
 
@@ -368,33 +368,33 @@ function scenarios.random_run(seed, count)
       elseif what <= 83 then
         s:flush()
       elseif what <= 87 and not (s.parts.create.version == 2 and next(s.snapshots)) then
-        s:set_size(rng:int(1, 50 * step // 512) * 512, true)
+        s:resize(rng:int(1, 50 * step // 512) * 512, true)
       elseif what <= 93 and not s.parts.data then
         local name = pick_name(rng, s.snapshots)
         local which = rng:int(1, 5)
         if which <= 2 or not name then
-          s:snapshot_take(("s%d"):format(n))
+          s:snapshot_create(("s%d"):format(n))
         elseif which == 3 then
           -- Bitmaps are as long as the disk, and stay so.
-          if not s.parts.bitmaps or #s.snapshots[name] == #s.disk then s:snapshot_revert(name) end
+          if not s.parts.bitmaps or #s.snapshots[name] == #s.disk then s:snapshot_apply(name) end
         elseif which == 4 then
-          s:snapshot_drop(name)
+          s:snapshot_delete(name)
         else
-          s:snapshot_name(name, ("r%d"):format(n))
+          s:snapshot_rename(name, ("r%d"):format(n))
         end
       elseif s.parts.bitmaps then
         local name = pick_name(rng, s.bitmaps)
         local which = rng:int(1, 5)
         if which == 1 or not name then
-          s:bitmap_new(("b%d"):format(n), 512 << rng:int(0, 4), rng:chance(70))
+          s:bitmap_add(("b%d"):format(n), 512 << rng:int(0, 4), rng:chance(70))
         elseif which == 2 then
-          s:bitmap_drop(name)
+          s:bitmap_remove(name)
         elseif which == 3 then
-          s:bitmap_follow(name, rng:chance(50))
+          s:bitmap_enable(name, rng:chance(50))
         elseif which == 4 then
           s:bitmap_change(name, 0, #s.disk, false)
         else
-          s:bitmap_join(name, pick_name(rng, s.bitmaps))
+          s:bitmap_merge(name, pick_name(rng, s.bitmaps))
         end
       end
     end

@@ -118,32 +118,32 @@ function predict.discard(self, offset, length)
 end
 
 -- What the disk grows by is clean in every bitmap.
-function predict.set_size(self, size)
+function predict.resize(self, size)
   for name, start in pairs(self.bitmaps) do self.bitmaps[name] = start and cut(start, size) end
   return cut(self.disk, size)
 end
 
-predict.grow = predict.set_size
+predict.grow = predict.resize
 
 function predict.flush(self)
   return self.disk
 end
 
 predict.finish = predict.flush
-predict.name_backing = predict.flush
+predict.set_backing = predict.flush
 
 -- These change self.bitmaps, of which try() has made a copy.
-function predict.bitmap_new(self, name, _, follows)
+function predict.bitmap_add(self, name, _, follows)
   self.bitmaps[name] = follows and self.disk
   return self.disk
 end
 
-function predict.bitmap_drop(self, name)
+function predict.bitmap_remove(self, name)
   self.bitmaps[name] = nil
   return self.disk
 end
 
-function predict.bitmap_follow(self, name, follows)
+function predict.bitmap_enable(self, name, follows)
   self.bitmaps[name] = follows and (self.bitmaps[name] or self.disk)
   return self.disk
 end
@@ -154,7 +154,7 @@ function predict.bitmap_change(self, name, _, _, dirty)
   return self.disk
 end
 
-predict.bitmap_join = predict.flush
+predict.bitmap_merge = predict.flush
 
 -- A raw disk is copied over the beginning of this one.
 function predict.convert(self, bytes)
@@ -169,23 +169,23 @@ end
 predict.rebase = predict.flush
 predict.amend = predict.flush
 
-function predict.snapshot_take(self, name)
+function predict.snapshot_create(self, name)
   local snapshots = copy(self.snapshots)
   snapshots[name] = self.disk
   return self.disk, snapshots
 end
 
-function predict.snapshot_revert(self, name)
+function predict.snapshot_apply(self, name)
   return self.snapshots[name]
 end
 
-function predict.snapshot_drop(self, name)
+function predict.snapshot_delete(self, name)
   local snapshots = copy(self.snapshots)
   snapshots[name] = nil
   return self.disk, snapshots
 end
 
-function predict.snapshot_name(self, name, new)
+function predict.snapshot_rename(self, name, new)
   local snapshots = copy(self.snapshots)
   snapshots[name], snapshots[new] = nil, self.snapshots[name]
   return self.disk, snapshots
@@ -229,17 +229,18 @@ session.run_job = run_job
 
 -- What the core is called with, where it is not what the session is called with.
 local calls = {
-  snapshot_take = function(self, name) return raw.snapshot_take(self.img, name, 1000000000, 5) end,
-  snapshot_revert = with_number("snapshot", "snapshot_revert"),
-  snapshot_drop = with_number("snapshot", "snapshot_drop"),
-  snapshot_name = with_number("snapshot", "snapshot_name"),
-  bitmap_drop = with_number("bitmap", "bitmap_drop"),
-  bitmap_follow = with_number("bitmap", "bitmap_follow"),
+  grow = function(self, size, preallocation) return raw.resize(self.img, size, false, preallocation) end,
+  snapshot_create = function(self, name) return raw.snapshot_create(self.img, name, 1000000000, 5) end,
+  snapshot_apply = with_number("snapshot", "snapshot_apply"),
+  snapshot_delete = with_number("snapshot", "snapshot_delete"),
+  snapshot_rename = with_number("snapshot", "snapshot_rename"),
+  bitmap_remove = with_number("bitmap", "bitmap_remove"),
+  bitmap_enable = with_number("bitmap", "bitmap_enable"),
   bitmap_change = with_number("bitmap", "bitmap_change"),
-  bitmap_join = function(self, name, from)
+  bitmap_merge = function(self, name, from)
     local number, message, kind, errno = number_of(self, "bitmap", from)
     if not number then return nil, message, kind, errno end
-    return with_number("bitmap", "bitmap_join")(self, name, self.img, number)
+    return with_number("bitmap", "bitmap_merge")(self, name, self.img, number)
   end,
   convert = function(self, bytes)
     local source <close> = raw_image(bytes)

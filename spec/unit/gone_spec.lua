@@ -142,8 +142,8 @@ describe("A bitmap change that fails", function()
     local bytes = sh.slurp(path)
     local changes = {
       function(image) return raw.bitmap_change(image, 0, 4 * SIZE, 30 * SIZE, true) end,
-      function(image) return raw.bitmap_new(image, "b", 512, true) end,
-      function(image) return raw.bitmap_drop(image, 0) end,
+      function(image) return raw.bitmap_add(image, "b", 512, true) end,
+      function(image) return raw.bitmap_remove(image, 0) end,
     }
     local went_on = 0
     for number, change in ipairs(changes) do
