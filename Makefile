@@ -10,7 +10,7 @@
 # To build and to test, and for the lints and the sanitizers on top of it.
 PACKAGES := gcc g++ libc6-dev make pkg-config lua5.4 liblua5.4-dev zlib1g-dev libdeflate-dev libzstd-dev \
 	libssl-dev lua-argparse lua-dkjson lua-busted luarocks qemu-utils e2fsprogs luajit
-PACKAGES_LINT := lua-check clang libclang-rt-dev clang-format cppcheck valgrind
+PACKAGES_LINT := lua-check gcovr clang libclang-rt-dev clang-format cppcheck valgrind
 
 BUILD ?= build
 PREFIX ?= /usr/local
@@ -92,7 +92,7 @@ PROBE := $(BUILD)/lib/lua/5.4/qcow2_probe.so
 RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
 
 .PHONY: all demo test test-long interop asan valgrind lint fuzz bench install clean help
-.PHONY: format abi install-lua install-c core deps deps-lint demo-run test-run libs fuzzers bench-tools FORCE
+.PHONY: format abi spec tsan coverage other-builds install-lua install-c core deps deps-lint demo-run test-run libs fuzzers bench-tools FORCE
 
 all: $(LIB) $(SO) $(HEADER) $(CDEF) $(CORE) $(BIN) $(HOST) $(REPLAY)
 core: $(CORE) $(BIN)
@@ -103,6 +103,10 @@ help:
 	@echo 'make test       install what is missing (root), build, run the specs'
 	@echo 'make test-long  the specs with the long ones'
 	@echo 'make interop    only the specs that compare with qemu-img'
+	@echo 'make spec       one spec file or folder: make spec F=spec/unit/hold_spec.lua'
+	@echo 'make tsan       the copy, check and job specs under ThreadSanitizer'
+	@echo 'make coverage   which lines of csrc the specs reach'
+	@echo 'make other-builds  the unit specs with clang, and a build without any optional library'
 	@echo 'make asan       the specs under AddressSanitizer and UndefinedBehaviorSanitizer'
 	@echo 'make valgrind   the unit specs under valgrind'
 	@echo 'make lint       floors, circles, binary interface, sizes, types, luacheck, clang-format, cppcheck'
@@ -240,6 +244,29 @@ interop: deps
 test-run: all $(PROBE_STORE) $(PROBE)
 	@$(RUN) $(if $(TAGS),--long) $(SUITES)
 
+# One spec, or a folder of them: make spec F=spec/unit/hold_spec.lua
+spec: all $(PROBE_STORE) $(PROBE)
+	@$(RUN) --long $(F)
+# The engines that have threads.
+TSAN_SUITES := spec/unit/hold_spec.lua spec/unit/copy_image_spec.lua spec/unit/copy_raw_spec.lua \
+	spec/unit/copy_compare_spec.lua spec/cli/same_bytes_spec.lua spec/cli/commit_spec.lua spec/cli/rebase_spec.lua \
+	spec/check/sound_spec.lua
+tsan: deps-lint
+	$(SUB) test-run BUILD=build/tsan SAN=thread CFLAGS='-O1 -g' SUITES='$(TSAN_SUITES)'
+# Which lines of csrc the specs reach, by file and in all.
+coverage: deps-lint
+	$(SUB) test-run BUILD=build/coverage CFLAGS='-O0 -g --coverage' LDFLAGS='--coverage'
+	@gcovr --root . --filter csrc/ --exclude 'csrc/program/.*' --gcov-ignore-parse-errors \
+		--txt build/coverage/lines.txt build/coverage/obj && cat build/coverage/lines.txt
+# Another compiler, and no library that a build can do without.
+other-builds: deps-lint
+	$(SUB) test-run BUILD=build/clang CC=$(CLANG) SUITES='spec/unit spec/cli/program_spec.lua'
+	$(SUB) all BUILD=build/plain PC_OPTIONAL=
+	@build/plain/bin/qcow2 create -q -f qcow2 build/plain/disk.qcow2 1M
+	@build/plain/bin/qcow2 convert -c -O qcow2 build/plain/disk.qcow2 build/plain/copy.qcow2
+	@build/plain/bin/qcow2 compare -q build/plain/disk.qcow2 build/plain/copy.qcow2
+	@! build/plain/bin/qcow2 create -q -f qcow2 -o compression_type=zstd build/plain/zstd.qcow2 1M 2>build/plain/said
+	@grep -q 'built without libzstd' build/plain/said
 asan: deps-lint
 	$(SUB) test-run BUILD=build/asan SAN=address,undefined CFLAGS='-O1 -g'
 valgrind: deps-lint

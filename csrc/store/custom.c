@@ -59,7 +59,7 @@ static int custom_write(struct qcow2_store *store, uint64_t offset, const void *
 			struct qcow2_error *err)
 {
 	struct custom *c = custom(store);
-	uint64_t end = atomic_load(&c->length);
+	unsigned long long end = atomic_load(&c->length);
 	int ret;
 
 	if (!c->ops.resize && !q2_fits(offset, length, end))

@@ -1,5 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- SAFETY rule 10: tables that lie in holes of a sparse file cost what the file really holds, whatever reads them.
+-- SAFETY rules 10 and 14: tables that lie in holes of a sparse file cost what the file really holds, whatever reads
+-- them.
 local cc = require("spec.support.cc")
 local hollow = require("spec.support.hollow")
 local sh = require("spec.support.sh")

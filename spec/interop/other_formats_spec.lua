@@ -1,6 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- Formats that are not ours are no raw disks: without a named format the error says which one it is, wherever the file
--- is reached from.
+-- SAFETY rule 16: formats that are not ours are no raw disks. Without a named format the error says which one it is,
+-- wherever the file is reached from.
 local forge = require("spec.support.forge")
 local qcow2 = require("qcow2")
 local qemu = require("spec.support.qemu")

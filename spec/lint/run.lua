@@ -56,6 +56,7 @@ local lints = {
   { "circles", ours(require("spec.lint.circles")) },
   { "abi", ours(require("spec.lint.abi")) },
   { "owners", ours(require("spec.lint.owners")) },
+  { "rules", ours(require("spec.lint.rules")) },
   { "sizes", ours(shape.sizes) },
   { "heads", ours(shape.heads) },
   { "types", ours(require("spec.lint.types")) },

@@ -1,6 +1,6 @@
 -- SPDX-License-Identifier: MIT
--- Places that an image gave up and uses again in the same session: tables that moved, cached slices of what lay there,
--- directories that are not the image's own.
+-- SAFETY rule 15: places that an image gave up and uses again in the same session: tables that moved, cached slices of
+-- what lay there, directories that are not the image's own.
 local made = require("spec.support.made")
 local poke = require("spec.support.poke")
 local qcow2 = require("qcow2")
