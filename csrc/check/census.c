@@ -232,7 +232,7 @@ static int join(struct q2_census *census, const struct q2_vec *left, const struc
 }
 
 /* Where a run of the log begins or ends. */
-struct edge {
+struct boundary {
 	uint64_t at;
 	uint32_t word;
 	int32_t step; /* 1 begins, -1 ends */
@@ -240,7 +240,7 @@ struct edge {
 
 static int by_place(const void *a, const void *b)
 {
-	const struct edge *x = a, *y = b;
+	const struct boundary *x = a, *y = b;
 	return x->at < y->at ? -1 : x->at > y->at;
 }
 
@@ -249,7 +249,7 @@ struct cover {
 	uint64_t owners[Q2_OWNER_COUNT], copied, uncopied, count; /* runs, and the sum of their counts */
 };
 
-static void step_over(struct cover *cover, const struct edge *edge)
+static void step_over(struct cover *cover, const struct boundary *edge)
 {
 	uint64_t step = (uint64_t)(int64_t)edge->step;
 	cover->owners[(edge->word & Q2_WORD_OWNER) >> Q2_WORD_OWNER_SHIFT] += step;
@@ -287,13 +287,13 @@ static int flatten(struct q2_census *census, const struct q2_vec *log, struct q2
 {
 	const struct q2_run_of_words *items = log->items;
 	size_t edges = log->count * 2;
-	q2_auto struct edge *edge = q2_new(edges, sizeof *edge);
+	q2_auto struct boundary *edge = q2_new(edges, sizeof *edge);
 	struct cover cover = {0};
 	if (!edge)
 		return QCOW2_E_NOMEM;
 	for (size_t i = 0; i < log->count; i++) {
-		edge[2 * i] = (struct edge){items[i].start, items[i].word, 1};
-		edge[2 * i + 1] = (struct edge){items[i].start + items[i].count, items[i].word, -1};
+		edge[2 * i] = (struct boundary){items[i].start, items[i].word, 1};
+		edge[2 * i + 1] = (struct boundary){items[i].start + items[i].count, items[i].word, -1};
 	}
 	qsort(edge, edges, sizeof *edge, by_place);
 	for (size_t i = 0; i < edges;) {

@@ -36,14 +36,14 @@ static int plan_entry(struct qcow2_repair *repair, uint64_t entry, struct qcow2_
 	return q2_repair_refer(repair, host, cluster_size, 1, err);
 }
 
-struct place {
+struct table_row {
 	uint64_t at;
 	uint32_t index;
 };
 
 static int by_place(const void *a, const void *b)
 {
-	const struct place *x = a, *y = b;
+	const struct table_row *x = a, *y = b;
 	if (x->at != y->at)
 		return x->at < y->at ? -1 : 1;
 	return x->index < y->index ? -1 : x->index > y->index;
@@ -53,7 +53,7 @@ static int by_place(const void *a, const void *b)
 static int find_extra(struct qcow2_repair *repair, struct qcow2_error *err)
 {
 	uint32_t entries = repair->check->header->l1_size, count = 0;
-	q2_auto struct place *places = q2_new(entries, sizeof *places);
+	q2_auto struct table_row *places = q2_new(entries, sizeof *places);
 	repair->l1_extra = q2_new(entries, 1);
 	if (!places || !repair->l1_extra)
 		return q2_error_nomem(err);
@@ -61,7 +61,7 @@ static int find_extra(struct qcow2_repair *repair, struct qcow2_error *err)
 		uint64_t host = repair->l1[i] & Q2_OFFSET_MASK;
 		/* What cannot be followed has its own fate. */
 		if (q2_scan_fits(repair->check, host, repair->geo->cluster_size))
-			places[count++] = (struct place){host, i};
+			places[count++] = (struct table_row){host, i};
 	}
 	if (count)
 		qsort(places, count, sizeof *places, by_place);

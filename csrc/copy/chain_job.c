@@ -22,7 +22,7 @@ static uint64_t unit_of(const struct q2_chain_job *layers)
 	return q2_max(UNIT, layers->target.image->raw ? 0 : layers->target.image->meta.geo.cluster_size);
 }
 
-struct unit {
+struct chain_unit {
 	size_t survey; /* 0: the disk */
 	size_t count;
 	struct q2_piece old[MAX_STRETCHES], new[MAX_STRETCHES]; /* in order, pairwise of the same bytes */
@@ -36,7 +36,7 @@ struct op {
 	const uint8_t *buf;
 };
 
-struct worker {
+struct chain_worker {
 	struct q2_reader old_reader, new_reader;
 	uint8_t *old;     /* the unit's bytes, from its window's start on */
 	uint8_t *new;     /* of a chunk */
@@ -48,7 +48,7 @@ struct worker {
 };
 
 /* Surveys only compare; what is done with the disk itself is its kind's. */
-static bool compares(const struct q2_chain_job *layers, const struct unit *unit)
+static bool compares(const struct q2_chain_job *layers, const struct chain_unit *unit)
 {
 	return unit->survey || layers->grain;
 }
@@ -77,7 +77,7 @@ bool q2_piece_same(const struct q2_piece *a, const struct q2_piece *b)
 	       same_store(a->store, b->store);
 }
 
-static int make_room(const struct q2_chain_job *layers, struct worker *worker, struct qcow2_error *err)
+static int make_room(const struct q2_chain_job *layers, struct chain_worker *worker, struct qcow2_error *err)
 {
 	uint64_t unit = unit_of(layers);
 	if (!worker->old)
@@ -91,7 +91,7 @@ static int make_room(const struct q2_chain_job *layers, struct worker *worker, s
 	return all ? 0 : q2_error_nomem(err);
 }
 
-static int add_op(struct worker *worker, struct op op, struct qcow2_error *err)
+static int add_op(struct chain_worker *worker, struct op op, struct qcow2_error *err)
 {
 	struct op *last = worker->ops.count ? (struct op *)worker->ops.items + worker->ops.count - 1 : NULL;
 	if (last && op.kind != STREAM && last->kind == op.kind && last->flags == op.flags &&
@@ -108,7 +108,7 @@ static int add_op(struct worker *worker, struct op op, struct qcow2_error *err)
 }
 
 /* One whole cluster becomes a stream; one that does not become smaller is written plainly. */
-static int add_compressed(struct q2_chain_job *layers, struct worker *worker, uint64_t offset,
+static int add_compressed(struct q2_chain_job *layers, struct chain_worker *worker, uint64_t offset,
 			  uint64_t length, const uint8_t *buf, struct qcow2_error *err)
 {
 	struct qcow2_image *image = layers->target.image;
@@ -128,7 +128,7 @@ static int add_compressed(struct q2_chain_job *layers, struct worker *worker, ui
 }
 
 /* Bytes that differ are to be written. */
-static int add_run(struct q2_chain_job *layers, struct worker *worker, uint64_t offset, uint8_t *buf,
+static int add_run(struct q2_chain_job *layers, struct chain_worker *worker, uint64_t offset, uint8_t *buf,
 		   uint64_t length, struct qcow2_error *err)
 {
 	if (q2_zero_test(buf, length))
@@ -157,7 +157,7 @@ static int add_run(struct q2_chain_job *layers, struct worker *worker, uint64_t 
 	return 0;
 }
 
-static int refuse(const struct q2_chain_job *layers, const struct unit *unit, uint64_t offset,
+static int refuse(const struct q2_chain_job *layers, const struct chain_unit *unit, uint64_t offset,
 		  struct qcow2_error *err)
 {
 	const char *path = qcow2_store_name(layers->views[unit->survey - 1]->store);
@@ -171,8 +171,8 @@ static int refuse(const struct q2_chain_job *layers, const struct unit *unit, ui
 }
 
 /* Compares the chunk, whose old bytes are `old`, grain by grain: what differs is to be written. */
-static int settle(struct q2_chain_job *layers, struct worker *worker, const struct unit *unit, uint64_t start,
-		  uint8_t *old, uint64_t length, struct qcow2_error *err)
+static int settle(struct q2_chain_job *layers, struct chain_worker *worker, const struct chain_unit *unit,
+		  uint64_t start, uint8_t *old, uint64_t length, struct qcow2_error *err)
 {
 	uint64_t grain = grain_of(layers);
 	for (uint64_t at = 0, run = 0; at < length; at += run) {
@@ -198,8 +198,8 @@ static int settle(struct q2_chain_job *layers, struct worker *worker, const stru
 	return 0;
 }
 
-static int read_chunk(struct q2_chain_job *layers, struct worker *worker, const struct unit *unit, size_t i,
-		      uint64_t start, uint64_t length, struct qcow2_error *err)
+static int read_chunk(struct q2_chain_job *layers, struct chain_worker *worker, const struct chain_unit *unit,
+		      size_t i, uint64_t start, uint64_t length, struct qcow2_error *err)
 {
 	bool any_old = false, any_new = false, compare = compares(layers, unit);
 	int rc = make_room(layers, worker, err);
@@ -224,7 +224,7 @@ static int read_chunk(struct q2_chain_job *layers, struct worker *worker, const 
 
 /* The next bytes to move together: from `start` in pair i on, through pairs that touch, to the next multiple of
  * the chunk's length. Zeros are not among them when all is written. gives: *next = the pair it ends in or before. */
-static uint64_t chunk_end(const struct q2_chain_job *layers, const struct unit *unit, size_t i,
+static uint64_t chunk_end(const struct q2_chain_job *layers, const struct chain_unit *unit, size_t i,
 			  uint64_t start, size_t *next)
 {
 	uint64_t chunk = q2_max(CHUNK, layers->grain), limit = q2_round_down(start, chunk) + chunk,
@@ -255,7 +255,7 @@ static void forget(const struct q2_chain_job *layers, const struct q2_piece *pie
 }
 
 /* Reads the unit and finds out what is to be written. */
-static int read_unit(struct q2_chain_job *layers, struct worker *worker, const struct unit *unit,
+static int read_unit(struct q2_chain_job *layers, struct chain_worker *worker, const struct chain_unit *unit,
 		     uint64_t number, struct qcow2_error *err)
 {
 	uint64_t at = 0;
@@ -284,7 +284,7 @@ static int read_unit(struct q2_chain_job *layers, struct worker *worker, const s
 }
 
 /* needs: the unit entered. */
-static int do_ops(struct q2_chain_job *layers, struct worker *worker, struct qcow2_error *err)
+static int do_ops(struct q2_chain_job *layers, struct chain_worker *worker, struct qcow2_error *err)
 {
 	const struct op *op = worker->ops.items;
 	int rc = 0;
@@ -304,8 +304,8 @@ static int do_ops(struct q2_chain_job *layers, struct worker *worker, struct qco
 static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
 {
 	struct q2_chain_job *layers = context;
-	struct worker *worker = own;
-	const struct unit *unit = what;
+	struct chain_worker *worker = own;
+	const struct chain_unit *unit = what;
 	struct qcow2_error late;
 	worker->ops.count = worker->packed = 0;
 	int rc = read_unit(layers, worker, unit, number, err);
@@ -323,7 +323,7 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 
 static void end_worker(void *own)
 {
-	struct worker *worker = own;
+	struct chain_worker *worker = own;
 	q2_reader_free(&worker->old_reader);
 	q2_reader_free(&worker->new_reader);
 	q2_codec_free(worker->codec);
@@ -348,7 +348,7 @@ static size_t survey_at(const struct q2_chain_job *layers, uint64_t position, ui
 }
 
 /* Lists stretches from `local` on, which is byte job->position, until the unit is at its end, or the time before it began. */
-static int list(struct q2_chain_job *layers, struct unit *unit, uint64_t start, uint64_t end,
+static int list(struct q2_chain_job *layers, struct chain_unit *unit, uint64_t start, uint64_t end,
 		uint64_t deadline, struct qcow2_error *err)
 {
 	struct qcow2_job *job = &layers->job;
@@ -356,7 +356,7 @@ static int list(struct q2_chain_job *layers, struct unit *unit, uint64_t start, 
 	while (job->position < end && unit->count < MAX_STRETCHES) {
 		uint64_t local = job->position - start;
 		uint64_t limit = (unit->count ? window : end - start) - local;
-		struct q2_stretch stretch;
+		struct q2_chain_run stretch;
 		int rc = layers->ops->find(layers, unit->survey, local, limit, &stretch, err);
 		if (rc)
 			return rc;
@@ -387,7 +387,7 @@ static int list(struct q2_chain_job *layers, struct unit *unit, uint64_t start, 
 static int fill(struct qcow2_job *job, void *what, uint64_t deadline, bool *worth, struct qcow2_error *err)
 {
 	struct q2_chain_job *layers = (struct q2_chain_job *)job;
-	struct unit *unit = what;
+	struct chain_unit *unit = what;
 	uint64_t start, end;
 	unit->count = 0;
 	job->weight = 0;
@@ -460,8 +460,8 @@ int q2_chain_job_survey(struct q2_chain_job *layers, struct qcow2_image *image, 
 
 int q2_chain_job_start(struct q2_chain_job *layers, uint64_t size, unsigned threads, struct qcow2_error *err)
 {
-	const struct q2_pool_work work = {.unit_size = sizeof(struct unit),
-					  .worker_size = sizeof(struct worker),
+	const struct q2_pool_work work = {.unit_size = sizeof(struct chain_unit),
+					  .worker_size = sizeof(struct chain_worker),
 					  .run = run_unit,
 					  .is_news = q2_job_is_news,
 					  .end_worker = end_worker};

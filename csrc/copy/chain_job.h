@@ -14,7 +14,7 @@
 struct q2_chain_job;
 
 /* What is to be done with a stretch of the disk. */
-struct q2_stretch {
+struct q2_chain_run {
 	uint64_t length;     /* bytes */
 	bool wanted;         /* else nothing */
 	struct q2_piece old; /* what it shows */
@@ -25,7 +25,7 @@ struct q2_chain_job_ops {
 	/* The stretch of survey number `survey` (from 1; 0: the disk) at `offset`, at most `limit` bytes. Called with
 	 * the gate held. */
 	int (*find)(struct q2_chain_job *, size_t survey, uint64_t offset, uint64_t limit,
-		    struct q2_stretch *, struct qcow2_error *);
+		    struct q2_chain_run *, struct qcow2_error *);
 	/* The surveys found nothing, the disk's turn has come; may be NULL. Called with the gate free. */
 	int (*begin)(struct q2_chain_job *, struct qcow2_error *);
 	/* All is written. */

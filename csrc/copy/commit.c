@@ -18,10 +18,10 @@ struct commit {
 };
 
 static int find(struct q2_chain_job *layers, size_t survey, uint64_t offset, uint64_t limit,
-		struct q2_stretch *out, struct qcow2_error *err)
+		struct q2_chain_run *out, struct qcow2_error *err)
 {
 	struct commit *commit = (struct commit *)layers;
-	*out = (struct q2_stretch){.length = limit};
+	*out = (struct q2_chain_run){.length = limit};
 	if (offset >= commit->overlay->size)
 		return 0; /* a snapshot of a larger disk: nothing is written there */
 	limit = q2_min(limit, commit->overlay->size - offset);

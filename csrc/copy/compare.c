@@ -21,12 +21,12 @@ struct side {
 };
 
 /* A window of both disks; what no piece covers is zeros. */
-struct unit {
+struct compare_unit {
 	uint64_t offset, length;
 	struct side sides[2];
 };
 
-struct worker {
+struct compare_worker {
 	struct q2_reader readers[2];
 	uint8_t *bufs[2];
 };
@@ -59,8 +59,8 @@ static size_t first_data(const uint8_t *buf, size_t length)
 }
 
 /* gives: in *at the first sector of the chunk that differs, `length`: none. */
-static int compare_chunk(struct worker *worker, const struct unit *unit, uint64_t offset, size_t length,
-			 size_t *at, struct qcow2_error *err)
+static int compare_chunk(struct compare_worker *worker, const struct compare_unit *unit, uint64_t offset,
+			 size_t length, size_t *at, struct qcow2_error *err)
 {
 	bool any[2];
 	for (int i = 0; i < 2; i++) {
@@ -84,7 +84,7 @@ static int compare_chunk(struct worker *worker, const struct unit *unit, uint64_
 static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
 {
 	struct compare *compare = context;
-	struct unit *unit = what;
+	struct compare_unit *unit = what;
 	for (uint64_t at = 0; at < unit->length;) {
 		size_t n = (size_t)q2_min(unit->length - at, CHUNK), same = 0;
 		if (q2_pool_unwanted(compare->job.pool, number))
@@ -105,7 +105,7 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 
 static void end_worker(void *own)
 {
-	struct worker *worker = own;
+	struct compare_worker *worker = own;
 	for (int i = 0; i < 2; i++) {
 		q2_reader_free(&worker->readers[i]);
 		free(worker->bufs[i]);
@@ -162,7 +162,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 		     struct qcow2_error *err)
 {
 	struct compare *compare = (struct compare *)job;
-	struct unit *unit = what;
+	struct compare_unit *unit = what;
 	uint64_t window = job->end;
 	unit->length = 0;
 	unit->sides[0].count = unit->sides[1].count = 0;
@@ -236,8 +236,8 @@ enum qcow2_difference qcow2_compare_result(const struct qcow2_job *job, uint64_t
 int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict, unsigned threads,
 		      struct qcow2_job **out, struct qcow2_error *err)
 {
-	const struct q2_pool_work work = {.unit_size = sizeof(struct unit),
-					  .worker_size = sizeof(struct worker),
+	const struct q2_pool_work work = {.unit_size = sizeof(struct compare_unit),
+					  .worker_size = sizeof(struct compare_worker),
 					  .run = run_unit,
 					  .is_news = q2_job_is_news,
 					  .end_worker = end_worker};

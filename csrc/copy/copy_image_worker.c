@@ -14,16 +14,16 @@
 #define GRAIN 4096u /* of holes in what is written; hosts keep no smaller ones */
 #define MAX_CLUSTERS (Q2_COPY_WINDOW_MAX / 512)
 
-enum fate { LEAVE, ZEROS, DATA, STREAM };
+enum content { LEAVE, ZEROS, DATA, STREAM };
 
 /* Bytes with a place: [from, from + length) of a worker's buffers goes to host. */
-struct place {
+struct written_piece {
 	uint64_t host;
 	const uint8_t *from;
 	uint64_t length;
 };
 
-struct worker {
+struct image_worker {
 	struct q2_reader reader;
 	struct q2_codec *codec;
 	uint8_t *buf;    /* the window's bytes */
@@ -31,12 +31,13 @@ struct worker {
 	uint8_t fate[MAX_CLUSTERS];
 	uint32_t stream[MAX_CLUSTERS]; /* STREAM: its bytes */
 	uint64_t bitmap[MAX_CLUSTERS]; /* DATA with extended L2: its subclusters */
-	struct q2_vec places;          /* struct place */
+	struct q2_vec places;          /* struct written_piece */
 };
 
 /* ---- step 1: what is there ------------------------------------------------------------------ */
 
-static void mark_fates(const struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit)
+static void mark_fates(const struct q2_copy *copy, struct image_worker *worker,
+		       const struct q2_copy_unit *unit)
 {
 	uint32_t bits = copy->target->meta.geo.cluster_bits;
 	size_t clusters = (size_t)q2_div_up(unit->end - unit->start, 1ull << bits);
@@ -60,7 +61,7 @@ static void mark_fates(const struct q2_copy *copy, struct worker *worker, const 
 }
 
 /* Reads the clusters that are data; what turns out to be zeros becomes ZEROS, if the run is long enough. */
-static int read_data(struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit,
+static int read_data(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
 		     struct qcow2_error *err)
 {
 	uint64_t cluster = copy->target->meta.geo.cluster_size, length = unit->end - unit->start;
@@ -94,7 +95,7 @@ static int read_data(struct q2_copy *copy, struct worker *worker, const struct q
 }
 
 /* With extended L2 subclusters that are zeros take no space either, if the run is long enough. */
-static void find_subclusters(const struct q2_copy *copy, struct worker *worker,
+static void find_subclusters(const struct q2_copy *copy, struct image_worker *worker,
 			     const struct q2_copy_unit *unit)
 {
 	const struct q2_geometry *g = &copy->target->meta.geo;
@@ -124,7 +125,7 @@ static void find_subclusters(const struct q2_copy *copy, struct worker *worker,
 	}
 }
 
-static int compress_data(struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit,
+static int compress_data(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
 			 struct qcow2_error *err)
 {
 	uint64_t cluster = copy->target->meta.geo.cluster_size, packed = 0;
@@ -155,24 +156,25 @@ static int compress_data(struct q2_copy *copy, struct worker *worker, const stru
 
 /* ---- step 2: places --------------------------------------------------------------------------- */
 
-static int add_place(struct worker *worker, uint64_t host, const uint8_t *from, uint64_t length,
+static int add_place(struct image_worker *worker, uint64_t host, const uint8_t *from, uint64_t length,
 		     struct qcow2_error *err)
 {
-	struct place *last =
-		worker->places.count ? (struct place *)worker->places.items + worker->places.count - 1 : NULL;
+	struct written_piece *last = worker->places.count ? (struct written_piece *)worker->places.items +
+								    worker->places.count - 1
+							  : NULL;
 	if (last && last->host + last->length == host && last->from + last->length == from) {
 		last->length += length;
 		return 0;
 	}
-	struct place *place = q2_vec_push(&worker->places, sizeof *place);
+	struct written_piece *place = q2_vec_push(&worker->places, sizeof *place);
 	if (!place)
 		return q2_error_nomem(err);
-	*place = (struct place){host, from, length};
+	*place = (struct written_piece){host, from, length};
 	return 0;
 }
 
 /* The subclusters of clusters [c, next) that are there, the first at `host`, are to be written. */
-static int add_subclusters(struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit,
+static int add_subclusters(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
 			   size_t c, size_t next, uint64_t host, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &copy->target->meta.geo;
@@ -187,8 +189,8 @@ static int add_subclusters(struct q2_copy *copy, struct worker *worker, const st
 }
 
 /* Places for clusters [c, next) of one fate, in a target that holds nothing there. */
-static int place_new(struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit, size_t c,
-		     size_t next, uint64_t *packed, struct qcow2_error *err)
+static int place_new(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
+		     size_t c, size_t next, uint64_t *packed, struct qcow2_error *err)
 {
 	uint64_t cluster = copy->target->meta.geo.cluster_size, length = unit->end - unit->start;
 	bool sub = copy->target->meta.geo.extended_l2 && copy->sparse_size;
@@ -215,7 +217,7 @@ static int place_new(struct q2_copy *copy, struct worker *worker, const struct q
 }
 
 /* Writes bytes [at, end) of the unit; where the target shows zeros anyway, long zeros among them are left out. */
-static int write_data(struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit,
+static int write_data(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
 		      uint64_t at, uint64_t end, struct qcow2_error *err)
 {
 	bool all = !copy->is_zero || copy->has_backing || !copy->sparse_size;
@@ -239,8 +241,8 @@ static int write_data(struct q2_copy *copy, struct worker *worker, const struct 
 }
 
 /* Writes clusters [c, next) of one fate into a target that may hold anything there. */
-static int write_over(struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit, size_t c,
-		      size_t next, struct qcow2_error *err)
+static int write_over(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
+		      size_t c, size_t next, struct qcow2_error *err)
 {
 	uint64_t cluster = copy->target->meta.geo.cluster_size, length = unit->end - unit->start;
 	int rc = 0;
@@ -253,7 +255,7 @@ static int write_over(struct q2_copy *copy, struct worker *worker, const struct 
 	return rc;
 }
 
-static int take_places(struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit,
+static int take_places(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
 		       struct qcow2_error *err)
 {
 	struct qcow2_image *target = copy->target;
@@ -298,7 +300,7 @@ static bool wait_turn(struct q2_copy *copy, uint64_t number)
 }
 
 /* *begun: the worker is at step 3 and has to leave it again. */
-static int have_turn(struct q2_copy *copy, struct worker *worker, const struct q2_copy_unit *unit,
+static int have_turn(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
 		     uint64_t number, bool *begun, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &copy->target->meta;
@@ -327,10 +329,10 @@ static int have_turn(struct q2_copy *copy, struct worker *worker, const struct q
 
 /* ---- step 3 and the worker --------------------------------------------------------------------- */
 
-static int write_places(struct q2_copy *copy, const struct worker *worker, struct qcow2_error *err)
+static int write_places(struct q2_copy *copy, const struct image_worker *worker, struct qcow2_error *err)
 {
 	struct qcow2_store *store = qcow2_image_data_store(copy->target);
-	const struct place *places = worker->places.items;
+	const struct written_piece *places = worker->places.items;
 	int rc = 0;
 	for (size_t i = 0; i < worker->places.count && !rc; i++)
 		rc = qcow2_store_write(store, places[i].host, places[i].from, places[i].length, err);
@@ -345,7 +347,7 @@ static int writing_failed(const struct q2_copy_unit *unit, int rc, struct qcow2_
 static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
 {
 	struct q2_copy *copy = context;
-	struct worker *worker = own;
+	struct image_worker *worker = own;
 	const struct q2_copy_unit *unit = what;
 	int rc = 0;
 	worker->reader.salvage = copy->salvage;
@@ -378,7 +380,7 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 
 static void end_worker(void *own)
 {
-	struct worker *worker = own;
+	struct image_worker *worker = own;
 	q2_reader_free(&worker->reader);
 	q2_codec_free(worker->codec);
 	q2_vec_free(&worker->places);
@@ -387,7 +389,7 @@ static void end_worker(void *own)
 }
 
 const struct q2_pool_work q2_copy_unit_work = {.unit_size = sizeof(struct q2_copy_unit),
-					       .worker_size = sizeof(struct worker),
+					       .worker_size = sizeof(struct image_worker),
 					       .run = run_unit,
 					       .is_news = q2_job_is_news,
 					       .end_worker = end_worker};

@@ -24,12 +24,12 @@
  */
 #define CHUNK ((uint64_t)512 << 10)
 
-struct unit {
+struct raw_unit {
 	size_t count;
 	struct q2_piece pieces[MAX_PIECES]; /* in order; gaps between them need nothing done */
 };
 
-struct worker {
+struct raw_worker {
 	struct q2_reader reader;
 	uint8_t *buf;
 	size_t room;
@@ -48,7 +48,7 @@ struct copy {
 /* The next bytes to move together: from `start`, in pieces[i], through pieces that touch, to the next multiple
  * of CHUNK or the end of a compressed cluster that reaches over it. gives: the end; *next = the piece it is in
  * or before. */
-static uint64_t chunk_end(const struct unit *unit, size_t i, uint64_t start, size_t *next)
+static uint64_t chunk_end(const struct raw_unit *unit, size_t i, uint64_t start, size_t *next)
 {
 	uint64_t limit = q2_round_down(start, CHUNK) + CHUNK, at = start;
 	for (; i < unit->count && at < limit; i++) {
@@ -65,7 +65,7 @@ static uint64_t chunk_end(const struct unit *unit, size_t i, uint64_t start, siz
 	return at;
 }
 
-static int copy_chunk(struct copy *copy, struct worker *worker, const struct unit *unit, size_t i,
+static int copy_chunk(struct copy *copy, struct raw_worker *worker, const struct raw_unit *unit, size_t i,
 		      uint64_t start, size_t length, struct qcow2_error *err)
 {
 	bool any;
@@ -85,8 +85,8 @@ static int copy_chunk(struct copy *copy, struct worker *worker, const struct uni
 static int run_unit(void *context, void *own, void *what, uint64_t number, struct qcow2_error *err)
 {
 	struct copy *copy = context;
-	struct worker *worker = own;
-	const struct unit *unit = what;
+	struct raw_worker *worker = own;
+	const struct raw_unit *unit = what;
 	uint64_t at = 0;
 	int rc = 0;
 	worker->reader.salvage = copy->salvage;
@@ -116,7 +116,7 @@ static int run_unit(void *context, void *own, void *what, uint64_t number, struc
 
 static void end_worker(void *own)
 {
-	struct worker *worker = own;
+	struct raw_worker *worker = own;
 	q2_reader_free(&worker->reader);
 	free(worker->buf);
 }
@@ -127,7 +127,7 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 		     struct qcow2_error *err)
 {
 	struct copy *copy = (struct copy *)job;
-	struct unit *unit = what;
+	struct raw_unit *unit = what;
 	uint64_t window = 0; /* its end, once there is a first piece */
 	unit->count = 0;
 	job->weight = 0;
@@ -215,8 +215,8 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
 	int taken = q2_options_take(&own, sizeof own, given, err);
 	if (taken)
 		return taken;
-	const struct q2_pool_work work = {.unit_size = sizeof(struct unit),
-					  .worker_size = sizeof(struct worker),
+	const struct q2_pool_work work = {.unit_size = sizeof(struct raw_unit),
+					  .worker_size = sizeof(struct raw_worker),
 					  .run = run_unit,
 					  .is_news = q2_job_is_news,
 					  .end_worker = end_worker};

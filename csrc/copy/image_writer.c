@@ -108,7 +108,7 @@ static int choose(struct qcow2_image *image, uint64_t offset, uint64_t length, s
 	}
 	/* An entry of a broken image may name live metadata; qcow2_image_write refuses it. */
 	bool live = run.has_host && !g->external_data &&
-		    q2_live_metadata_has(&image->meta.guard, run.host.v >> g->cluster_bits,
+		    q2_live_metadata_has(&image->meta.live, run.host.v >> g->cluster_bits,
 					 ((run.host.v + run.length - 1) >> g->cluster_bits) -
 						 (run.host.v >> g->cluster_bits) + 1);
 	if (own && run.kind == Q2_SUB_DATA && !live)

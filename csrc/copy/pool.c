@@ -20,7 +20,7 @@ enum state {
 	BUSY,  /* a worker's */
 };
 
-struct worker {
+struct pool_worker {
 	struct q2_pool *pool;
 	pthread_t thread;
 	void *own; /* the job's struct */
@@ -31,7 +31,7 @@ struct q2_pool {
 	void *job;
 	unsigned threads; /* allowed */
 	unsigned started;
-	struct worker *workers;
+	struct pool_worker *workers;
 	void *alone; /* the job's struct for the coordinator, for want of threads */
 	size_t ring; /* units in the ring: unit n lies in slot n % ring */
 	uint8_t *units;
@@ -88,7 +88,7 @@ static void run_next(struct q2_pool *pool, void *own)
 
 static void *worker_main(void *argument)
 {
-	struct worker *worker = argument;
+	struct pool_worker *worker = argument;
 	struct q2_pool *pool = worker->pool;
 	pthread_mutex_lock(&pool->lock);
 	for (;;) {
@@ -111,7 +111,7 @@ static void *worker_main(void *argument)
 /* A thread more, if the system gives one. */
 static void start_worker(struct q2_pool *pool)
 {
-	struct worker *worker = &pool->workers[pool->started];
+	struct pool_worker *worker = &pool->workers[pool->started];
 	sigset_t all, before;
 	worker->pool = pool;
 	worker->own = q2_new(1, pool->work.worker_size);

@@ -25,7 +25,7 @@ static int find_in(struct q2_source *source, uint64_t offset, uint64_t limit, st
 }
 
 static int find(struct q2_chain_job *layers, size_t survey, uint64_t offset, uint64_t limit,
-		struct q2_stretch *out, struct qcow2_error *err)
+		struct q2_chain_run *out, struct qcow2_error *err)
 {
 	struct rebase *rebase = (struct rebase *)layers;
 	struct qcow2_image *image = survey ? layers->views[survey - 1] : rebase->overlay;
@@ -33,7 +33,7 @@ static int find(struct q2_chain_job *layers, size_t survey, uint64_t offset, uin
 	int rc = q2_chain_find(image, offset, limit, QCOW2_EXTENT_LAYER, false, &own, err);
 	if (rc)
 		return q2_image_blame(image, rc, err);
-	*out = (struct q2_stretch){.length = own.length};
+	*out = (struct q2_chain_run){.length = own.length};
 	if (own.kind != QCOW2_EXTENT_UNALLOCATED)
 		return 0;
 	rc = find_in(&rebase->old, offset, own.length, &out->old, err);

@@ -91,8 +91,8 @@ static int adopt(struct qcow2_image *image, const struct layout *l, uint64_t **e
 	struct q2_meta *meta = &image->meta;
 	q2_refcount_follow(meta, q2_take(entries), (uint32_t)(l->table << (meta->geo.cluster_bits - 3)));
 	q2_cache_drop(&meta->cache);
-	q2_live_metadata_free(&meta->guard);
-	meta->guard = (struct q2_live_metadata){0};
+	q2_live_metadata_free(&meta->live);
+	meta->live = (struct q2_live_metadata){0};
 	meta->free_hint = 1;
 	/* There is no guest data, and where the tables were that would have told of it others may lie. */
 	meta->unproven = 0;
@@ -105,8 +105,8 @@ static int adopt(struct qcow2_image *image, const struct layout *l, uint64_t **e
 		memset(image->map.l1, 0, image->map.l1_entries * sizeof *image->map.l1);
 	image->map.last.length = 0;
 	image->expanded_host = UINT64_MAX;
-	int rc = q2_live_metadata_add(&meta->guard, 0, 1);
-	return rc ? rc : q2_live_metadata_add(&meta->guard, l->base, l->end - l->base);
+	int rc = q2_live_metadata_add(&meta->live, 0, 1);
+	return rc ? rc : q2_live_metadata_add(&meta->live, l->base, l->end - l->base);
 }
 
 /* Builds the tables at `l` and lets the header name them. */

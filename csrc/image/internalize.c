@@ -158,7 +158,7 @@ static int store(struct inward *in, struct qcow2_error *err)
 	int rc = take(in, 1, true, &start, &got, err);
 	if (rc)
 		return rc;
-	q2_live_metadata_add(&image->meta.guard, start, 1);
+	q2_live_metadata_add(&image->meta.live, start, 1);
 	in->l1[in->index] = start << g->cluster_bits | Q2_COPIED;
 	rc = qcow2_store_write(image->store, start << g->cluster_bits, in->new, g->cluster_size, err);
 	return rc;
@@ -206,7 +206,7 @@ static int finish(struct inward *in, struct qcow2_error *err)
 	for (uint32_t i = 0; i < entries; i++)
 		raw[i] = htobe64(in->l1[i]);
 	if (clusters) {
-		q2_live_metadata_add(&meta->guard, start, clusters);
+		q2_live_metadata_add(&meta->live, start, clusters);
 		rc = qcow2_store_write(image->store, start << meta->geo.cluster_bits, raw,
 				       clusters << meta->geo.cluster_bits, err);
 	}

@@ -110,7 +110,7 @@ int q2_image_reload_header(struct qcow2_image *image, struct qcow2_error *err)
 enum { SECTOR = 512 };
 
 /* How an image may be. */
-enum state { SOUND, DAMAGED, HIDDEN };
+enum condition { SOUND, DAMAGED, HIDDEN };
 
 /*
  * Devices end with a sector, and lose what an image has behind it: with files that end with their L1 table, its few
@@ -136,7 +136,7 @@ static int find_lost_l1(struct qcow2_image *image, bool *lost, struct qcow2_erro
 	return rc;
 }
 
-static int open_header(struct qcow2_image *image, enum state state, struct qcow2_error *err)
+static int open_header(struct qcow2_image *image, enum condition state, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	uint8_t start[Q2_HEADER_FULL];
@@ -182,7 +182,7 @@ static int open_header(struct qcow2_image *image, enum state state, struct qcow2
 	return 0;
 }
 
-static int image_open(struct qcow2_store *store, enum state state, struct qcow2_image **out,
+static int image_open(struct qcow2_store *store, enum condition state, struct qcow2_image **out,
 		      struct qcow2_error *err)
 {
 	struct qcow2_image *image = q2_image_new(store);

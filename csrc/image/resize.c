@@ -40,7 +40,7 @@ static int grow_l1(struct qcow2_image *image, uint64_t size, struct qcow2_error 
 	if (rc)
 		return rc;
 	uint64_t old = meta->header.l1_table_offset, old_bytes = meta->header.l1_size * 8ull;
-	q2_live_metadata_add(&meta->guard, start, clusters);
+	q2_live_metadata_add(&meta->live, start, clusters);
 	meta->header.l1_table_offset = start << g->cluster_bits;
 	meta->header.l1_size = (uint32_t)entries;
 	rc = q2_writeback_header(meta, err);

@@ -167,7 +167,7 @@ int q2_table_rebuild_take(struct qcow2_image *image, struct q2_table_rebuild *t,
 		if (rc)
 			return rc;
 		*taken = *place = span;
-		q2_live_metadata_add(&meta->guard, span.start, span.count);
+		q2_live_metadata_add(&meta->live, span.start, span.count);
 		left -= span.count;
 	}
 	return rc;

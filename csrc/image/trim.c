@@ -50,7 +50,7 @@ static int drop_blocks(struct q2_meta *meta, bool *gone, struct qcow2_error *err
 		/* Its dirty counts say nothing any more; what it says of itself goes with it. */
 		q2_cache_forget(&meta->cache, q2_host_at(at), meta->geo.cluster_size);
 		if (itself)
-			q2_live_metadata_remove(&meta->guard, cluster);
+			q2_live_metadata_remove(&meta->live, cluster);
 		meta->reftable[i] = 0;
 		*gone = true;
 	}

@@ -23,7 +23,7 @@ static int verify_again(struct q2_meta *meta, const char *what, uint64_t offset,
 	for (uint64_t cluster = offset >> bits; cluster < end; cluster++) {
 		uint64_t count = 2;
 		int rc = 0;
-		if (q2_live_metadata_has(&meta->guard, cluster, 1))
+		if (q2_live_metadata_has(&meta->live, cluster, 1))
 			rc = q2_refcount_read(meta, cluster, &count, err);
 		if (!rc && count < 2)
 			rc = q2_error_set(err, QCOW2_E_CORRUPT, cluster << bits,

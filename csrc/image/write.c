@@ -230,7 +230,7 @@ static int check_guard(const struct qcow2_image *image, const struct span *span,
 {
 	const struct q2_meta *meta = &image->meta;
 	uint64_t cluster = span->host.v >> meta->geo.cluster_bits;
-	if (meta->geo.external_data || !q2_live_metadata_has(&meta->guard, cluster, span->count))
+	if (meta->geo.external_data || !q2_live_metadata_has(&meta->live, cluster, span->count))
 		return 0;
 	return q2_error_set(err, QCOW2_E_CORRUPT, span->first,
 			    "Guest offset %#" PRIx64 " is mapped to host offset %#" PRIx64

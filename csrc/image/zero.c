@@ -24,20 +24,20 @@ static int write_zeros(struct qcow2_image *image, uint64_t offset, uint64_t leng
 }
 
 /* What becomes of clusters whose bytes go. */
-enum fate {
+enum zeroing {
 	KEEP,  /* zeros; the space stays theirs */
 	OWN,   /* the same, also where nothing but the backing file is zeros */
 	UNMAP, /* zeros; the space is freed */
 	EMPTY, /* nothing is said of them any more; the space is freed */
 };
 
-static bool frees(enum fate fate)
+static bool frees(enum zeroing fate)
 {
 	return fate == UNMAP || fate == EMPTY;
 }
 
 /* The entry for the cluster of `old`. *release: `old` lets go of its clusters. */
-static void new_entry(const struct qcow2_image *image, const struct q2_entry *old, enum fate fate,
+static void new_entry(const struct qcow2_image *image, const struct q2_entry *old, enum zeroing fate,
 		      uint64_t *word, uint64_t *bitmap, bool *release)
 {
 	const struct q2_geometry *g = &image->meta.geo;
@@ -66,7 +66,7 @@ static int punch_later(struct qcow2_image *image, uint64_t offset, uint64_t leng
 }
 
 /* Does the run need nothing done? */
-static bool is_done(const struct qcow2_image *image, const struct q2_run *run, enum fate fate)
+static bool is_done(const struct qcow2_image *image, const struct q2_run *run, enum zeroing fate)
 {
 	bool has_backing = image->backing || image->backing_name.data;
 	if (run->has_host && frees(fate))
@@ -76,7 +76,7 @@ static bool is_done(const struct qcow2_image *image, const struct q2_run *run, e
 }
 
 /* Changes the entries of whole clusters [start, end), by runs. */
-static int change_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, enum fate fate,
+static int change_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, enum zeroing fate,
 			   struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
@@ -275,7 +275,7 @@ int qcow2_image_zero(struct qcow2_image *image, uint64_t offset, uint64_t length
 		return rc ? q2_image_blame(image, rc, err) : 0;
 	}
 	bool has_backing = image->backing || image->backing_name.data || (flags & QCOW2_ZERO_OWN);
-	enum fate fate = flags & QCOW2_ZERO_OWN ? OWN : flags & QCOW2_ZERO_UNMAP ? UNMAP : KEEP;
+	enum zeroing fate = flags & QCOW2_ZERO_OWN ? OWN : flags & QCOW2_ZERO_UNMAP ? UNMAP : KEEP;
 	if (image->meta.geo.version2 && has_backing)
 		return write_zeros(image, offset, length, err);
 

@@ -29,7 +29,7 @@ int q2_alloc_verify(struct q2_meta *meta, const char *what, uint64_t offset, uin
 				"it is written to",
 				what, cluster << meta->geo.cluster_bits);
 	}
-	return q2_live_metadata_add(&meta->guard, first, end - first) ? q2_error_nomem(err) : 0;
+	return q2_live_metadata_add(&meta->live, first, end - first) ? q2_error_nomem(err) : 0;
 }
 
 int q2_alloc_verify_blocks(struct q2_meta *meta, struct qcow2_error *err)
@@ -76,7 +76,7 @@ static int add_block(struct q2_meta *meta, uint64_t index, uint64_t at, struct q
 	}
 	meta->reftable[index] = offset;
 	reach(meta, at, 1);
-	q2_live_metadata_add(&meta->guard, at, 1);
+	q2_live_metadata_add(&meta->live, at, 1);
 	return q2_refcount_add(meta, at, 1, 1, err);
 }
 
@@ -144,7 +144,7 @@ static int grow_table(struct q2_meta *meta, uint64_t entries, struct qcow2_error
 	/* From here on memory speaks of the new table, which has all that the old one lacks; a failure ends the image. */
 	q2_refcount_follow(meta, q2_take(&table), (uint32_t)new_entries);
 	reach(meta, base, clusters + blocks);
-	q2_live_metadata_add(&meta->guard, base, clusters + blocks);
+	q2_live_metadata_add(&meta->live, base, clusters + blocks);
 	rc = q2_refcount_add(meta, base, clusters + blocks, 1, err);
 	if (!rc)
 		rc = q2_cache_write(&meta->cache, Q2_TABLE_REFBLOCK, true, err);

@@ -17,9 +17,9 @@ struct q2_live_metadata {
 };
 
 /* fails: QCOW2_E_NOMEM; the set is as it was. */
-int q2_live_metadata_add(struct q2_live_metadata *guard, uint64_t cluster, uint64_t count);
-void q2_live_metadata_remove(struct q2_live_metadata *guard, uint64_t cluster);
-bool q2_live_metadata_has(const struct q2_live_metadata *guard, uint64_t cluster, uint64_t count);
-void q2_live_metadata_free(struct q2_live_metadata *guard);
+int q2_live_metadata_add(struct q2_live_metadata *live, uint64_t cluster, uint64_t count);
+void q2_live_metadata_remove(struct q2_live_metadata *live, uint64_t cluster);
+bool q2_live_metadata_has(const struct q2_live_metadata *live, uint64_t cluster, uint64_t count);
+void q2_live_metadata_free(struct q2_live_metadata *live);
 
 #endif

@@ -56,7 +56,7 @@ int q2_map_edit_table(struct q2_map *map, q2_guest address, struct qcow2_error *
 		return rc;
 	}
 	map->l1[index] = at | Q2_COPIED;
-	q2_live_metadata_add(&meta->guard, start, 1);
+	q2_live_metadata_add(&meta->live, start, 1);
 	return 0;
 }
 
@@ -97,7 +97,7 @@ int q2_map_edit_edit(struct q2_map *map, q2_guest cluster, uint8_t **entry, uint
 int q2_map_edit_check(const struct q2_meta *meta, uint64_t first, uint64_t count, struct qcow2_error *err)
 {
 	uint64_t at = first << meta->geo.cluster_bits;
-	if (!q2_live_metadata_has(&meta->guard, first, count))
+	if (!q2_live_metadata_has(&meta->live, first, count))
 		return 0;
 	return q2_error_set(err, QCOW2_E_CORRUPT, at,
 			    "L2 entries say that data lies at host offset %#" PRIx64

@@ -14,7 +14,7 @@ void q2_meta_free(struct q2_meta *meta)
 	q2_cache_free(&meta->cache);
 	free(meta->reftable);
 	meta->reftable = NULL;
-	q2_live_metadata_free(&meta->guard);
+	q2_live_metadata_free(&meta->live);
 	q2_vec_free(&meta->l2_tables);
 	q2_vec_free(&meta->l1_words);
 	q2_vec_free(&meta->reftable_words);

@@ -37,11 +37,11 @@ struct q2_meta {
 	/* ---- writing (alloc.c, writeback.c); all zero while nothing was written ---- */
 	struct qcow2_store *data; /* borrowed: the external data file, NULL without one */
 	bool lazy; /* the dirty bit is on disk and refcount blocks may wait for the close; writeback.c's alone */
-	bool hidden;                   /* a new image in the making: another magic on disk, no barriers */
-	uint64_t synced, data_synced;  /* store->changes that the last flush covers: image file, data file */
-	uint64_t free_hint;            /* no cluster below it is free */
-	struct q2_live_metadata guard; /* invariant 6: clusters of live metadata */
-	uint64_t virgin;               /* clusters from here on were never written: they read as zeros */
+	bool hidden;                  /* a new image in the making: another magic on disk, no barriers */
+	uint64_t synced, data_synced; /* store->changes that the last flush covers: image file, data file */
+	uint64_t free_hint;           /* no cluster below it is free */
+	struct q2_live_metadata live; /* invariant 6: clusters of live metadata */
+	uint64_t virgin;              /* clusters from here on were never written: they read as zeros */
 	uint64_t unproven;       /* clusters below may hold data though their count is 0 (data_counts.c) */
 	struct q2_vec l2_tables; /* uint64_t: the tables that would tell, until they have */
 	struct q2_vec l1_words;  /* struct q2_l1_word: links waiting for what they point at */

@@ -158,7 +158,7 @@ int q2_refcount_add(struct q2_meta *meta, uint64_t cluster, uint64_t count, int 
 			uint64_t value = q2_refcount_get(piece.bytes, index, order);
 			q2_refcount_set(piece.bytes, index, order, value + (uint64_t)(int64_t)delta);
 			if (delta < 0 && value == 1)
-				q2_live_metadata_remove(&meta->guard, cluster);
+				q2_live_metadata_remove(&meta->live, cluster);
 		}
 	}
 	return 0;

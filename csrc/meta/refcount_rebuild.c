@@ -17,7 +17,7 @@ int q2_rebuild_take(struct q2_meta *meta, struct q2_rebuild *shadow, uint64_t co
 		return q2_error_nomem(err);
 	}
 	*span = (struct q2_span){*start, count};
-	q2_live_metadata_add(&meta->guard, *start, count);
+	q2_live_metadata_add(&meta->live, *start, count);
 	return 0;
 }
 
@@ -143,12 +143,12 @@ void q2_rebuild_undo(struct q2_meta *meta, struct q2_rebuild *shadow)
 		meta->reftable_entries = shadow->old_entries;
 		meta->header = shadow->old_header;
 		/* They are live again, if the copies had let go of them already. */
-		q2_live_metadata_add(&meta->guard,
+		q2_live_metadata_add(&meta->live,
 				     meta->header.refcount_table_offset >> meta->geo.cluster_bits,
 				     meta->header.refcount_table_clusters);
 		for (uint32_t i = 0; i < meta->reftable_entries; i++)
 			if (meta->reftable[i] & Q2_REFTABLE_MASK)
-				q2_live_metadata_add(&meta->guard,
+				q2_live_metadata_add(&meta->live,
 						     (meta->reftable[i] & Q2_REFTABLE_MASK) >>
 							     meta->geo.cluster_bits,
 						     1);

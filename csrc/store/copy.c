@@ -19,10 +19,10 @@ int q2_store_write_zeros(struct qcow2_store *store, uint64_t offset, uint64_t le
 		return q2_error_nomem(err);
 	while (length) {
 		size_t n = (size_t)q2_min(length, room);
-		int ret = store->ops->write(store, offset, zeros, n, err);
+		int rc = store->ops->write(store, offset, zeros, n, err);
 
-		if (ret)
-			return ret;
+		if (rc)
+			return rc;
 		offset += n;
 		length -= n;
 	}
@@ -34,12 +34,12 @@ int q2_store_fill_holes(struct qcow2_store *store, uint64_t offset, uint64_t len
 	while (length) {
 		uint64_t run;
 		bool is_data;
-		int ret = qcow2_store_extent(store, offset, length, &is_data, &run, err);
+		int rc = qcow2_store_extent(store, offset, length, &is_data, &run, err);
 
-		if (!ret && !is_data)
-			ret = q2_store_write_zeros(store, offset, run, err);
-		if (ret)
-			return ret;
+		if (!rc && !is_data)
+			rc = q2_store_write_zeros(store, offset, run, err);
+		if (rc)
+			return rc;
 		offset += run;
 		length -= run;
 	}
@@ -48,10 +48,10 @@ int q2_store_fill_holes(struct qcow2_store *store, uint64_t offset, uint64_t len
 
 int q2_store_allocate(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
-	int ret = q2_store_check_change(store, "allocate", offset, length, err);
+	int rc = q2_store_check_change(store, "allocate", offset, length, err);
 
-	if (ret || !length)
-		return ret;
+	if (rc || !length)
+		return rc;
 	if (store->ops->allocate)
 		return q2_store_changed(store, store->ops->allocate(store, offset, length, err));
 	return q2_store_changed(store, q2_store_fill_holes(store, offset, length, err));
@@ -63,16 +63,16 @@ static int copy_zeros(struct qcow2_store *to, uint64_t offset, uint64_t length, 
 {
 	static const uint8_t zero;
 	uint64_t end;
-	int ret;
+	int rc;
 
 	if (!length)
 		return 0;
-	ret = qcow2_store_punch(to, offset, length, err);
-	if (!ret)
-		ret = qcow2_store_length(to, &end, err);
-	if (!ret && end < offset + length)
-		ret = qcow2_store_write(to, offset + length - 1, &zero, 1, err);
-	return ret;
+	rc = qcow2_store_punch(to, offset, length, err);
+	if (!rc)
+		rc = qcow2_store_length(to, &end, err);
+	if (!rc && end < offset + length)
+		rc = qcow2_store_write(to, offset + length - 1, &zero, 1, err);
+	return rc;
 }
 
 /*
@@ -102,7 +102,7 @@ int q2_store_copy(struct qcow2_store *from, uint64_t from_offset, struct qcow2_s
 {
 	q2_auto uint8_t *buf = NULL;
 	uint64_t end, there, done = 0;
-	int ret, in, out;
+	int rc, in, out;
 
 	/* The empty write below says "read-only" before anything moves. */
 	if (!q2_fits(from_offset, length, Q2_STORE_MAX))
@@ -111,11 +111,11 @@ int q2_store_copy(struct qcow2_store *from, uint64_t from_offset, struct qcow2_s
 	if (!q2_fits(to_offset, length, Q2_STORE_MAX))
 		return q2_error_set(err, QCOW2_E_RANGE, to_offset,
 				    "Could not copy past the largest file offset");
-	ret = qcow2_store_write(to, to_offset, NULL, 0, err);
-	if (!ret)
-		ret = qcow2_store_length(from, &end, err);
-	if (ret)
-		return ret;
+	rc = qcow2_store_write(to, to_offset, NULL, 0, err);
+	if (!rc)
+		rc = qcow2_store_length(from, &end, err);
+	if (rc)
+		return rc;
 
 	there = from_offset < end ? q2_min(length, end - from_offset) : 0;
 	in = q2_store_descriptor(from);
@@ -130,11 +130,11 @@ int q2_store_copy(struct qcow2_store *from, uint64_t from_offset, struct qcow2_s
 	while (done < there) {
 		size_t n = (size_t)q2_min(there - done, BOUNCE);
 
-		ret = qcow2_store_read(from, from_offset + done, buf, n, err);
-		if (!ret)
-			ret = qcow2_store_write(to, to_offset + done, buf, n, err);
-		if (ret)
-			return ret;
+		rc = qcow2_store_read(from, from_offset + done, buf, n, err);
+		if (!rc)
+			rc = qcow2_store_write(to, to_offset + done, buf, n, err);
+		if (rc)
+			return rc;
 		done += n;
 	}
 	return copy_zeros(to, to_offset + there, length - there, err);

@@ -60,16 +60,16 @@ static int custom_write(struct qcow2_store *store, uint64_t offset, const void *
 {
 	struct custom *c = custom(store);
 	unsigned long long end = atomic_load(&c->length);
-	int ret;
+	int rc;
 
 	if (!c->ops.resize && !q2_fits(offset, length, end))
 		return q2_store_fail(store, "write", offset, ENOSPC, err);
 	enter(c);
-	ret = leave(c, c->ops.write(c->opaque, offset, buf, length), "write", offset, err);
-	while (!ret && end < offset + length &&
+	rc = leave(c, c->ops.write(c->opaque, offset, buf, length), "write", offset, err);
+	while (!rc && end < offset + length &&
 	       !atomic_compare_exchange_weak(&c->length, &end, offset + length))
 		;
-	return ret;
+	return rc;
 }
 
 static int custom_flush(struct qcow2_store *store, struct qcow2_error *err)
@@ -105,17 +105,17 @@ static int custom_resize(struct qcow2_store *store, uint64_t length, struct qcow
 {
 	struct custom *c = custom(store);
 	uint64_t end = atomic_load(&c->length);
-	int ret;
+	int rc;
 
 	if (length == end)
 		return 0;
 	if (!c->ops.resize)
 		return length < end ? 0 : q2_store_fail(store, "resize", Q2_NO_OFFSET, ENOSPC, err);
 	enter(c);
-	ret = leave(c, c->ops.resize(c->opaque, length), "resize", Q2_NO_OFFSET, err);
-	if (!ret)
+	rc = leave(c, c->ops.resize(c->opaque, length), "resize", Q2_NO_OFFSET, err);
+	if (!rc)
 		atomic_store(&c->length, length);
-	return ret;
+	return rc;
 }
 
 static int custom_length(struct qcow2_store *store, uint64_t *length, struct qcow2_error *err)
@@ -140,7 +140,7 @@ static int custom_extent(struct qcow2_store *store, uint64_t offset, uint64_t li
 {
 	struct custom *c = custom(store);
 	uint64_t end = atomic_load(&c->length), run;
-	int answer = 1, ret;
+	int answer = 1, rc;
 
 	*is_data = offset < end;
 	*length = limit;
@@ -150,10 +150,10 @@ static int custom_extent(struct qcow2_store *store, uint64_t offset, uint64_t li
 	if (!c->ops.extent)
 		return 0;
 	enter(c);
-	ret = leave(c, c->ops.extent(c->opaque, offset, *length, &answer, &run), "look for data in", offset,
-		    err);
-	if (ret)
-		return ret;
+	rc = leave(c, c->ops.extent(c->opaque, offset, *length, &answer, &run), "look for data in", offset,
+		   err);
+	if (rc)
+		return rc;
 	*is_data = answer != 0;
 	/* An answer that holds for nothing, or for more than was asked, is believed for what it can mean. */
 	if (!run)
@@ -191,10 +191,10 @@ int qcow2_store_custom(const struct qcow2_store_ops *given, void *opaque, const 
 {
 	struct qcow2_store_ops ops;
 	uint64_t length = 0;
-	int ret = q2_options_take(&ops, sizeof ops, given, err), os_errno;
+	int rc = q2_options_take(&ops, sizeof ops, given, err), os_errno;
 
-	if (ret)
-		return ret;
+	if (rc)
+		return rc;
 	if (!ops.length || !ops.read)
 		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
 				    "A store needs the functions `length` and `read`");
@@ -205,10 +205,10 @@ int qcow2_store_custom(const struct qcow2_store_ops *given, void *opaque, const 
 	if (!os_errno && length > Q2_STORE_MAX)
 		os_errno = EFBIG;
 	if (os_errno) {
-		ret = q2_store_fail(&c->store, "get the length of", Q2_NO_OFFSET,
-				    os_errno > 0 ? os_errno : EIO, err);
+		rc = q2_store_fail(&c->store, "get the length of", Q2_NO_OFFSET,
+				   os_errno > 0 ? os_errno : EIO, err);
 		q2_store_free(&c->store);
-		return ret;
+		return rc;
 	}
 	c->ops = ops;
 	c->ops.concurrency = q2_max(ops.concurrency, 1);

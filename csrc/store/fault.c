@@ -40,38 +40,38 @@ static int turn(struct qcow2_store *store, char kind, const char *verb, uint64_t
 static int fault_read(struct qcow2_store *store, uint64_t offset, void *buf, size_t length,
 		      struct qcow2_error *err)
 {
-	int ret = turn(store, 'r', "read", offset, err);
+	int rc = turn(store, 'r', "read", offset, err);
 
-	return ret ? ret : qcow2_store_read(fault(store)->inner, offset, buf, length, err);
+	return rc ? rc : qcow2_store_read(fault(store)->inner, offset, buf, length, err);
 }
 
 static int fault_write(struct qcow2_store *store, uint64_t offset, const void *buf, size_t length,
 		       struct qcow2_error *err)
 {
-	int ret = turn(store, 'w', "write", offset, err);
+	int rc = turn(store, 'w', "write", offset, err);
 
-	return ret ? ret : qcow2_store_write(fault(store)->inner, offset, buf, length, err);
+	return rc ? rc : qcow2_store_write(fault(store)->inner, offset, buf, length, err);
 }
 
 static int fault_flush(struct qcow2_store *store, struct qcow2_error *err)
 {
-	int ret = turn(store, 'f', "flush", Q2_NO_OFFSET, err);
+	int rc = turn(store, 'f', "flush", Q2_NO_OFFSET, err);
 
-	return ret ? ret : qcow2_store_flush(fault(store)->inner, err);
+	return rc ? rc : qcow2_store_flush(fault(store)->inner, err);
 }
 
 static int fault_punch(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
-	int ret = turn(store, 'p', "discard", offset, err);
+	int rc = turn(store, 'p', "discard", offset, err);
 
-	return ret ? ret : qcow2_store_punch(fault(store)->inner, offset, length, err);
+	return rc ? rc : qcow2_store_punch(fault(store)->inner, offset, length, err);
 }
 
 static int fault_resize(struct qcow2_store *store, uint64_t length, struct qcow2_error *err)
 {
-	int ret = turn(store, 's', "resize", Q2_NO_OFFSET, err);
+	int rc = turn(store, 's', "resize", Q2_NO_OFFSET, err);
 
-	return ret ? ret : qcow2_store_resize(fault(store)->inner, length, err);
+	return rc ? rc : qcow2_store_resize(fault(store)->inner, length, err);
 }
 
 static int fault_length(struct qcow2_store *store, uint64_t *length, struct qcow2_error *err)

@@ -133,16 +133,16 @@ static int file_write(struct qcow2_store *store, uint64_t offset, const void *bu
 static int file_flush(struct qcow2_store *store, struct qcow2_error *err)
 {
 	struct file_store *f = file(store);
-	int ret, none = 0;
+	int rc, none = 0;
 
 	/* fdatasync covers the length too where it changed. */
 	do
-		ret = atomic_load(&f->flush_errno) ? 0 : fdatasync(f->fd);
-	while (ret && errno == EINTR);
-	if (ret)
+		rc = atomic_load(&f->flush_errno) ? 0 : fdatasync(f->fd);
+	while (rc && errno == EINTR);
+	if (rc)
 		atomic_compare_exchange_strong(&f->flush_errno, &none, errno);
-	ret = atomic_load(&f->flush_errno);
-	return ret ? q2_store_fail(store, "flush", Q2_NO_OFFSET, ret, err) : 0;
+	rc = atomic_load(&f->flush_errno);
+	return rc ? q2_store_fail(store, "flush", Q2_NO_OFFSET, rc, err) : 0;
 }
 
 static int file_length(struct qcow2_store *store, uint64_t *length, struct qcow2_error *err)
@@ -212,11 +212,11 @@ static int punch_by_host(struct file_store *f, uint64_t offset, uint64_t length)
 static int file_punch(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
 	uint64_t end, start, stop;
-	int ret, os_errno = 0;
+	int rc, os_errno = 0;
 
-	ret = file_length(store, &end, err);
-	if (ret || offset >= end)
-		return ret;
+	rc = file_length(store, &end, err);
+	if (rc || offset >= end)
+		return rc;
 	end = q2_min(end, offset + length);
 	start = offset;
 	stop = end;
@@ -233,22 +233,22 @@ static int file_punch(struct qcow2_store *store, uint64_t offset, uint64_t lengt
 	if (os_errno)
 		return q2_store_write_zeros(store, offset, end - offset, err);
 	if (offset < start)
-		ret = q2_store_write_zeros(store, offset, start - offset, err);
-	if (!ret && stop < end)
-		ret = q2_store_write_zeros(store, stop, end - stop, err);
-	return ret;
+		rc = q2_store_write_zeros(store, offset, start - offset, err);
+	if (!rc && stop < end)
+		rc = q2_store_write_zeros(store, stop, end - stop, err);
+	return rc;
 }
 
 static int file_allocate(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
 	uint64_t end;
-	int ret, os_errno;
+	int rc, os_errno;
 
 	if (store->is_device) {
-		ret = file_length(store, &end, err);
-		if (!ret && !q2_fits(offset, length, end))
-			ret = q2_store_fail(store, "allocate", offset, ENOSPC, err);
-		return ret;
+		rc = file_length(store, &end, err);
+		if (!rc && !q2_fits(offset, length, end))
+			rc = q2_store_fail(store, "allocate", offset, ENOSPC, err);
+		return rc;
 	}
 	os_errno = fallocate_call(file(store)->fd, 0, offset, length);
 	if (!os_errno)
@@ -262,12 +262,12 @@ static int file_resize(struct qcow2_store *store, uint64_t length, struct qcow2_
 {
 	char name[256];
 	uint64_t end;
-	int ret = file_length(store, &end, err);
+	int rc = file_length(store, &end, err);
 
 	/* Nothing to do is more than saved time: ext4 writes out a file at its close when it was ever cut to
 	 * nothing, were it empty before. */
-	if (ret || length == end)
-		return ret;
+	if (rc || length == end)
+		return rc;
 	if (store->is_device) {
 		if (length < end)
 			return 0;
@@ -290,7 +290,7 @@ static int file_resize(struct qcow2_store *store, uint64_t length, struct qcow2_
 static int find_run(struct qcow2_store *store, uint64_t offset, bool *is_data, uint64_t *end,
 		    struct qcow2_error *err)
 {
-	int fd = file(store)->fd, ret;
+	int fd = file(store)->fd, rc;
 	off_t at;
 
 	/* Others may punch or fill between the two questions; what they leave is asked again. */
@@ -321,9 +321,9 @@ static int find_run(struct qcow2_store *store, uint64_t offset, bool *is_data, u
 		if (at < 0 && errno != ENXIO)
 			break;
 	}
-	ret = file_length(store, end, err);
-	if (ret)
-		return ret;
+	rc = file_length(store, end, err);
+	if (rc)
+		return rc;
 	*is_data = offset < *end;
 	if (!*is_data)
 		*end = UINT64_MAX;
@@ -337,10 +337,10 @@ static int file_extent(struct qcow2_store *store, uint64_t offset, uint64_t limi
 	uint64_t end = 0, generation;
 
 	if (!run_recall(f, offset, is_data, &end, &generation)) {
-		int ret = find_run(store, offset, is_data, &end, err);
+		int rc = find_run(store, offset, is_data, &end, err);
 
-		if (ret)
-			return ret;
+		if (rc)
+			return rc;
 		run_keep(f, offset, end, *is_data, generation);
 	}
 	*length = q2_min(limit, end - offset);
@@ -425,7 +425,7 @@ static int check_device_writable(int fd, const char *name, struct qcow2_error *e
 static int open_file(struct file_store *f, unsigned flags, struct qcow2_error *err)
 {
 	struct qcow2_store *store = &f->store;
-	int mode = (store->writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, ret;
+	int mode = (store->writable ? O_RDWR : O_RDONLY) | O_NONBLOCK | O_CLOEXEC | O_NOCTTY, rc;
 	char name[256];
 	struct stat st;
 
@@ -434,9 +434,9 @@ static int open_file(struct file_store *f, unsigned flags, struct qcow2_error *e
 	if (!stat(store->name, &st)) {
 		if (flags & QCOW2_STORE_EXCLUSIVE)
 			return q2_error_os(err, EEXIST, Q2_NO_OFFSET, "Could not create '%s'", name);
-		ret = check_mode(&st, name, flags, err);
-		if (ret)
-			return ret;
+		rc = check_mode(&st, name, flags, err);
+		if (rc)
+			return rc;
 	}
 	if (flags & QCOW2_STORE_CREATE)
 		mode |= O_CREAT;
@@ -452,9 +452,9 @@ static int open_file(struct file_store *f, unsigned flags, struct qcow2_error *e
 	/* It may have been exchanged meanwhile: only this look counts. */
 	if (fstat(f->fd, &st))
 		return q2_error_os(err, errno, Q2_NO_OFFSET, "Could not open '%s'", name);
-	ret = check_mode(&st, name, flags, err);
-	if (ret)
-		return ret;
+	rc = check_mode(&st, name, flags, err);
+	if (rc)
+		return rc;
 	store->is_device = S_ISBLK(st.st_mode);
 	store->has_identity = true;
 	store->identity[0] = st.st_dev;
@@ -465,18 +465,18 @@ static int open_file(struct file_store *f, unsigned flags, struct qcow2_error *e
 		store->identity[1] = st.st_rdev;
 	}
 	if (store->is_device && store->writable) {
-		ret = check_device_writable(f->fd, name, err);
-		if (ret)
-			return ret;
+		rc = check_device_writable(f->fd, name, err);
+		if (rc)
+			return rc;
 	}
 	mode = fcntl(f->fd, F_GETFL);
 	if (mode < 0 || fcntl(f->fd, F_SETFL, mode & ~O_NONBLOCK))
 		return q2_error_os(err, errno, Q2_NO_OFFSET, "Could not open '%s'", name);
 
 	if (!(flags & (QCOW2_STORE_FORCE_SHARE | QCOW2_STORE_UNLOCKED))) {
-		ret = q2_lock_take(f->fd, store->name, store->writable, err);
-		if (ret)
-			return ret;
+		rc = q2_lock_take(f->fd, store->name, store->writable, err);
+		if (rc)
+			return rc;
 		f->trusts_holes = !store->writable;
 	}
 	if (flags & QCOW2_STORE_TRUNCATE && !store->is_device)
@@ -487,7 +487,7 @@ static int open_file(struct file_store *f, unsigned flags, struct qcow2_error *e
 int qcow2_store_file(const char *path, unsigned flags, struct qcow2_store **out, struct qcow2_error *err)
 {
 	struct file_store *f;
-	int ret;
+	int rc;
 
 	if (flags & QCOW2_STORE_CREATE)
 		flags |= QCOW2_STORE_WRITE;
@@ -502,15 +502,15 @@ int qcow2_store_file(const char *path, unsigned flags, struct qcow2_store **out,
 		return QCOW2_E_NOMEM;
 	f->fd = -1;
 	f->store.writable = flags & QCOW2_STORE_WRITE;
-	ret = pthread_mutex_init(&f->run_lock, NULL);
-	if (ret) {
+	rc = pthread_mutex_init(&f->run_lock, NULL);
+	if (rc) {
 		q2_store_free(&f->store);
-		return q2_error_os(err, ret, Q2_NO_OFFSET, "Could not open a file");
+		return q2_error_os(err, rc, Q2_NO_OFFSET, "Could not open a file");
 	}
-	ret = open_file(f, flags, err);
-	if (ret) {
+	rc = open_file(f, flags, err);
+	if (rc) {
 		file_close(&f->store);
-		return ret;
+		return rc;
 	}
 	*out = &f->store;
 	return 0;

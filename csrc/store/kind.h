@@ -28,11 +28,11 @@ void *q2_store_new_around(size_t size, const struct q2_store_ops *ops, const str
 /* Frees what q2_store_new made; the last thing that a kind's close does. */
 void q2_store_free(struct qcow2_store *store);
 
-/* Counts a call that has changed the store, or may have (q2_store_changes). gives: its answer, `ret`. */
-static inline int q2_store_changed(struct qcow2_store *store, int ret)
+/* Counts a call that has changed the store, or may have (q2_store_changes). gives: its answer, `rc`. */
+static inline int q2_store_changed(struct qcow2_store *store, int rc)
 {
 	atomic_fetch_add_explicit(&store->changes, 1, memory_order_release);
-	return ret;
+	return rc;
 }
 
 /* May the range be changed? `verb` is what the error says. fails: `readonly`, `range`. */

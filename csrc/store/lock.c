@@ -98,15 +98,15 @@ int q2_lock_take(int fd, const char *path, bool write, struct qcow2_error *err)
 	int set = open_file ? F_OFD_SETLK : F_SETLK, get = open_file ? F_OFD_GETLK : F_GETLK;
 	unsigned uses = write ? WRITER : READER;
 	char name[180]; /* twice in a sentence */
-	int ret;
+	int rc;
 
 	q2_error_escape(name, sizeof name, path, strlen(path));
-	ret = announce(fd, set, USES, uses, name, err);
-	if (!ret)
-		ret = announce(fd, set, FORBIDS, FORBIDDEN, name, err);
-	if (!ret)
-		ret = ask(fd, get, FORBIDS, uses, "", name, err);
-	if (!ret)
-		ret = ask(fd, get, USES, FORBIDDEN, "shared ", name, err);
-	return ret;
+	rc = announce(fd, set, USES, uses, name, err);
+	if (!rc)
+		rc = announce(fd, set, FORBIDS, FORBIDDEN, name, err);
+	if (!rc)
+		rc = ask(fd, get, FORBIDS, uses, "", name, err);
+	if (!rc)
+		rc = ask(fd, get, USES, FORBIDDEN, "shared ", name, err);
+	return rc;
 }

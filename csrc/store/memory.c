@@ -117,13 +117,13 @@ static int memory_write(struct qcow2_store *store, uint64_t offset, const void *
 	struct memory_store *m = memory(store);
 	const uint8_t *from = buf;
 	uint64_t end = offset + length;
-	int ret = 0;
+	int rc = 0;
 
 	pthread_rwlock_wrlock(&m->lock);
 	/* All memory first: a write that fails leaves nothing behind the end. */
 	for (uint64_t index = offset / CHUNK; index <= (end - 1) / CHUNK; index++)
 		if (!chunk_make(m, index)) {
-			ret = q2_error_nomem(err);
+			rc = q2_error_nomem(err);
 			goto undo;
 		}
 	while (offset < end) {
@@ -137,7 +137,7 @@ static int memory_write(struct qcow2_store *store, uint64_t offset, const void *
 	m->length = q2_max(m->length, end);
 undo:
 	pthread_rwlock_unlock(&m->lock);
-	return ret;
+	return rc;
 }
 
 static int memory_flush(struct qcow2_store *store, struct qcow2_error *err)
@@ -263,7 +263,7 @@ static const struct q2_store_ops memory_ops = {
 int qcow2_store_memory(const void *bytes, uint64_t length, struct qcow2_store **out, struct qcow2_error *err)
 {
 	struct memory_store *m;
-	int ret;
+	int rc;
 
 	if (length > Q2_STORE_MAX || (bytes && length > SIZE_MAX))
 		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
@@ -273,16 +273,16 @@ int qcow2_store_memory(const void *bytes, uint64_t length, struct qcow2_store **
 	if (!m)
 		return QCOW2_E_NOMEM;
 	m->store.writable = true;
-	ret = pthread_rwlock_init(&m->lock, NULL);
-	if (ret) {
+	rc = pthread_rwlock_init(&m->lock, NULL);
+	if (rc) {
 		q2_store_free(&m->store);
-		return q2_error_os(err, ret, Q2_NO_OFFSET, "Could not make a store in memory");
+		return q2_error_os(err, rc, Q2_NO_OFFSET, "Could not make a store in memory");
 	}
 	m->length = length;
-	ret = bytes ? qcow2_store_write(&m->store, 0, bytes, (size_t)length, err) : 0;
-	if (ret) {
+	rc = bytes ? qcow2_store_write(&m->store, 0, bytes, (size_t)length, err) : 0;
+	if (rc) {
 		memory_close(&m->store);
-		return ret;
+		return rc;
 	}
 	*out = &m->store;
 	return 0;

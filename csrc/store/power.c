@@ -64,13 +64,13 @@ static struct record *record_prepare(struct power_store *p, char kind, uint64_t 
 }
 
 /* An operation that failed at inner is none. */
-static int record_finish(struct power_store *p, struct record *record, int ret)
+static int record_finish(struct power_store *p, struct record *record, int rc)
 {
-	if (ret)
+	if (rc)
 		free(record->bytes);
 	else
 		p->records.count++;
-	return ret;
+	return rc;
 }
 
 /* One change: recorded, and done at inner, in the same order for all threads. */
@@ -79,32 +79,32 @@ static int change(struct qcow2_store *store, char kind, uint64_t offset, uint64_
 {
 	struct power_store *p = power(store);
 	struct record *record;
-	int ret;
+	int rc;
 
 	pthread_mutex_lock(&p->lock);
 	record = record_prepare(p, kind, offset, length, bytes, err);
 	if (!record) {
-		ret = QCOW2_E_NOMEM;
+		rc = QCOW2_E_NOMEM;
 		goto undo;
 	}
 	switch (kind) {
 	case 'w':
-		ret = qcow2_store_write(p->inner, offset, bytes, (size_t)length, err);
+		rc = qcow2_store_write(p->inner, offset, bytes, (size_t)length, err);
 		break;
 	case 'p':
-		ret = qcow2_store_punch(p->inner, offset, length, err);
+		rc = qcow2_store_punch(p->inner, offset, length, err);
 		break;
 	case 'r':
-		ret = qcow2_store_resize(p->inner, length, err);
+		rc = qcow2_store_resize(p->inner, length, err);
 		break;
 	default:
-		ret = qcow2_store_flush(p->inner, err);
+		rc = qcow2_store_flush(p->inner, err);
 		break;
 	}
-	ret = record_finish(p, record, ret);
+	rc = record_finish(p, record, rc);
 undo:
 	pthread_mutex_unlock(&p->lock);
-	return ret;
+	return rc;
 }
 
 static int power_read(struct qcow2_store *store, uint64_t offset, void *buf, size_t length,
@@ -184,41 +184,41 @@ static int snapshot(struct qcow2_store *from, struct qcow2_store **out, struct q
 	struct qcow2_store *copy = NULL;
 	uint64_t length, run;
 	bool is_data;
-	int ret;
+	int rc;
 
-	ret = qcow2_store_length(from, &length, err);
-	if (!ret)
-		ret = qcow2_store_memory(NULL, length, &copy, err);
-	for (uint64_t at = 0; !ret && at < length; at += run) {
-		ret = qcow2_store_extent(from, at, length - at, &is_data, &run, err);
-		if (!ret && is_data)
-			ret = q2_store_copy(from, at, copy, at, run, err);
+	rc = qcow2_store_length(from, &length, err);
+	if (!rc)
+		rc = qcow2_store_memory(NULL, length, &copy, err);
+	for (uint64_t at = 0; !rc && at < length; at += run) {
+		rc = qcow2_store_extent(from, at, length - at, &is_data, &run, err);
+		if (!rc && is_data)
+			rc = q2_store_copy(from, at, copy, at, run, err);
 	}
-	if (ret)
+	if (rc)
 		qcow2_store_unref(copy);
 	else
 		*out = copy;
-	return ret;
+	return rc;
 }
 
 int qcow2_store_power(struct qcow2_store *inner, struct qcow2_store **out, struct qcow2_error *err)
 {
 	struct power_store *p = q2_store_new_around(sizeof *p, &power_ops, inner, err);
-	int ret;
+	int rc;
 
 	if (!p)
 		return QCOW2_E_NOMEM;
-	ret = pthread_mutex_init(&p->lock, NULL);
-	if (ret) {
+	rc = pthread_mutex_init(&p->lock, NULL);
+	if (rc) {
 		q2_store_free(&p->store);
-		return q2_error_os(err, ret, Q2_NO_OFFSET, "Could not make a power store");
+		return q2_error_os(err, rc, Q2_NO_OFFSET, "Could not make a power store");
 	}
 	p->inner = qcow2_store_ref(inner);
 	atomic_init(&p->ticks, 0);
-	ret = snapshot(inner, &p->base, err);
-	if (ret) {
+	rc = snapshot(inner, &p->base, err);
+	if (rc) {
 		power_close(&p->store);
-		return ret;
+		return rc;
 	}
 	*out = &p->store;
 	return 0;
@@ -234,12 +234,12 @@ static int check_power(struct qcow2_store *store, struct qcow2_error *err)
 
 int qcow2_store_power_join(struct qcow2_store *store, struct qcow2_store *other, struct qcow2_error *err)
 {
-	int ret = check_power(store, err);
+	int rc = check_power(store, err);
 
-	if (!ret)
-		ret = check_power(other, err);
-	if (ret)
-		return ret;
+	if (!rc)
+		rc = check_power(other, err);
+	if (rc)
+		return rc;
 	if (power(other)->clock)
 		other = power(other)->clock;
 	if (other == store || power(store)->clock || atomic_load(&power(store)->ticks))
@@ -264,18 +264,18 @@ size_t qcow2_store_power_count(struct qcow2_store *store)
 int qcow2_store_power_op(struct qcow2_store *store, size_t index, struct qcow2_power_op *op,
 			 struct qcow2_error *err)
 {
-	int ret = check_power(store, err);
+	int rc = check_power(store, err);
 
-	if (ret)
-		return ret;
+	if (rc)
+		return rc;
 	pthread_mutex_lock(&power(store)->lock);
 	if (index < power(store)->records.count)
 		*op = record_at(power(store), index)->op;
 	else
-		ret = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
-				   "There is no operation %zu in the record", index);
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "There is no operation %zu in the record",
+				  index);
 	pthread_mutex_unlock(&power(store)->lock);
-	return ret;
+	return rc;
 }
 
 static int replay_one(const struct record *record, struct qcow2_store *to, uint64_t length,
@@ -299,7 +299,7 @@ static int replay(struct power_store *p, size_t count, const uint8_t *keep, size
 {
 	struct qcow2_store *to;
 	size_t covered = count; /* operations [0, covered) have a flush behind them */
-	int ret;
+	int rc;
 
 	while (covered && record_at(p, covered - 1)->op.kind != 'f')
 		covered--;
@@ -308,37 +308,37 @@ static int replay(struct power_store *p, size_t count, const uint8_t *keep, size
 			err, QCOW2_E_RANGE, Q2_NO_OFFSET,
 			"Operation %zu cannot be torn: it is no write, flushed, or not among the first %zu",
 			torn, count);
-	ret = snapshot(p->base, &to, err);
-	if (ret)
-		return ret;
-	for (size_t i = 0; i < count && !ret; i++) {
+	rc = snapshot(p->base, &to, err);
+	if (rc)
+		return rc;
+	for (size_t i = 0; i < count && !rc; i++) {
 		const struct record *record = record_at(p, i);
 
 		if (i == torn)
-			ret = replay_one(record, to, q2_min(torn_bytes, record->op.length), err);
+			rc = replay_one(record, to, q2_min(torn_bytes, record->op.length), err);
 		else if (i < covered || !keep || keep[i])
-			ret = replay_one(record, to, record->op.length, err);
+			rc = replay_one(record, to, record->op.length, err);
 	}
-	if (ret)
+	if (rc)
 		qcow2_store_unref(to);
 	else
 		*out = to;
-	return ret;
+	return rc;
 }
 
 int qcow2_store_power_replay(struct qcow2_store *store, size_t count, const uint8_t *keep, size_t torn,
 			     size_t torn_bytes, struct qcow2_store **out, struct qcow2_error *err)
 {
-	int ret = check_power(store, err);
+	int rc = check_power(store, err);
 
-	if (ret)
-		return ret;
+	if (rc)
+		return rc;
 	pthread_mutex_lock(&power(store)->lock);
 	if (count <= power(store)->records.count)
-		ret = replay(power(store), count, keep, torn, torn_bytes, out, err);
+		rc = replay(power(store), count, keep, torn, torn_bytes, out, err);
 	else
-		ret = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "The record has %zu operations, not %zu",
-				   power(store)->records.count, count);
+		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET, "The record has %zu operations, not %zu",
+				  power(store)->records.count, count);
 	pthread_mutex_unlock(&power(store)->lock);
-	return ret;
+	return rc;
 }

@@ -93,18 +93,18 @@ void qcow2_store_unref(struct qcow2_store *store)
 int qcow2_store_read(struct qcow2_store *store, uint64_t offset, void *buf, size_t length,
 		     struct qcow2_error *err)
 {
-	int ret = check_range(store, "read", offset, length, err);
+	int rc = check_range(store, "read", offset, length, err);
 
-	return ret || !length ? ret : store->ops->read(store, offset, buf, length, err);
+	return rc || !length ? rc : store->ops->read(store, offset, buf, length, err);
 }
 
 int qcow2_store_write(struct qcow2_store *store, uint64_t offset, const void *buf, size_t length,
 		      struct qcow2_error *err)
 {
-	int ret = q2_store_check_change(store, "write", offset, length, err);
+	int rc = q2_store_check_change(store, "write", offset, length, err);
 
-	if (ret || !length)
-		return ret;
+	if (rc || !length)
+		return rc;
 	return q2_store_changed(store, store->ops->write(store, offset, buf, length, err));
 }
 
@@ -115,18 +115,18 @@ int qcow2_store_flush(struct qcow2_store *store, struct qcow2_error *err)
 
 int qcow2_store_punch(struct qcow2_store *store, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
-	int ret = q2_store_check_change(store, "discard", offset, length, err);
+	int rc = q2_store_check_change(store, "discard", offset, length, err);
 
-	if (ret || !length)
-		return ret;
+	if (rc || !length)
+		return rc;
 	return q2_store_changed(store, store->ops->punch(store, offset, length, err));
 }
 
 int qcow2_store_resize(struct qcow2_store *store, uint64_t length, struct qcow2_error *err)
 {
-	int ret = q2_store_check_change(store, "resize", 0, length, err);
+	int rc = q2_store_check_change(store, "resize", 0, length, err);
 
-	return ret ? ret : q2_store_changed(store, store->ops->resize(store, length, err));
+	return rc ? rc : q2_store_changed(store, store->ops->resize(store, length, err));
 }
 
 int qcow2_store_length(struct qcow2_store *store, uint64_t *length, struct qcow2_error *err)
@@ -144,7 +144,7 @@ int qcow2_store_extent(struct qcow2_store *store, uint64_t offset, uint64_t limi
 {
 	uint64_t end, bounded, run;
 	bool data;
-	int ret;
+	int rc;
 
 	if (!limit)
 		return q2_error_set(err, QCOW2_E_RANGE, offset, "Could not look for data in 0 bytes");
@@ -155,13 +155,13 @@ int qcow2_store_extent(struct qcow2_store *store, uint64_t offset, uint64_t limi
 	}
 	bounded = q2_min(limit, Q2_STORE_MAX - offset);
 	if (store->ops->extent) {
-		ret = store->ops->extent(store, offset, bounded, &data, &run, err);
-		if (ret)
-			return ret;
+		rc = store->ops->extent(store, offset, bounded, &data, &run, err);
+		if (rc)
+			return rc;
 	} else {
-		ret = store->ops->length(store, &end, err);
-		if (ret)
-			return ret;
+		rc = store->ops->length(store, &end, err);
+		if (rc)
+			return rc;
 		data = offset < end;
 		run = data ? q2_min(bounded, end - offset) : bounded;
 	}

@@ -57,6 +57,7 @@ local lints = {
   { "abi", ours(require("spec.lint.abi")) },
   { "owners", ours(require("spec.lint.owners")) },
   { "rules", ours(require("spec.lint.rules")) },
+  { "names", ours(require("spec.lint.names")) },
   { "sizes", ours(shape.sizes) },
   { "heads", ours(shape.heads) },
   { "types", ours(require("spec.lint.types")) },
