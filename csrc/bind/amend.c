@@ -52,7 +52,7 @@ static int l_amend(lua_State *L)
 	};
 	options.size = number_field(L, "size");
 	struct q2_handle *handle = q2_bind_new(L, Q2_TASK_CLASS);
-	int rc = qcow2_amend_new(image, &options, (struct qcow2_task **)&handle->object, &err);
+	int rc = qcow2_amend_new(image, &options, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
@@ -62,7 +62,7 @@ static int l_internalize(lua_State *L)
 	struct qcow2_error err;
 	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
 	struct q2_handle *handle = q2_bind_new(L, Q2_TASK_CLASS);
-	int rc = qcow2_internalize_new(image, (struct qcow2_task **)&handle->object, &err);
+	int rc = qcow2_internalize_new(image, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
@@ -105,7 +105,7 @@ static int l_verify(lua_State *L)
 	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
 	enum qcow2_resync mode = (enum qcow2_resync)luaL_checkoption(L, 2, "none", modes);
 	struct q2_handle *handle = q2_bind_new(L, Q2_VERIFY_CLASS);
-	int rc = qcow2_verify_new(image, mode, (struct qcow2_task **)&handle->object, &err);
+	int rc = qcow2_verify_new(image, mode, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
@@ -152,14 +152,14 @@ static int l_step(lua_State *L)
 	uint64_t done, total;
 	struct q2_handle *handle = handle_of(L);
 	luaL_argcheck(L, handle->object, 1, "attempt to use a closed task");
-	int rc = qcow2_task_step(handle->object, &done, &total, &err);
+	int rc = qcow2_job_step(handle->object, &done, &total, &err);
 	return q2_bind_step(L, rc, done, total, &err);
 }
 
 static int l_close(lua_State *L)
 {
 	struct q2_handle *handle = handle_of(L);
-	qcow2_task_free(handle->object);
+	qcow2_job_free(handle->object);
 	handle->object = NULL;
 	return 0;
 }

@@ -5,7 +5,7 @@
 #include <limits.h>
 #include <string.h>
 
-static struct qcow2_check *self(lua_State *L)
+static struct qcow2_job *self(lua_State *L)
 {
 	return q2_bind_self(L, 1, Q2_CHECK_CLASS);
 }
@@ -36,7 +36,7 @@ static int l_check(lua_State *L)
 					      .most = (uint64_t)most,
 					      .threads = (unsigned)threads};
 	struct q2_handle *handle = q2_bind_new(L, Q2_CHECK_CLASS);
-	int rc = qcow2_check_new(image, &options, (struct qcow2_check **)&handle->object, &err);
+	int rc = qcow2_check_new(image, &options, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
@@ -45,7 +45,7 @@ static int l_step(lua_State *L)
 {
 	struct qcow2_error err;
 	uint64_t done, total;
-	int rc = qcow2_check_step(self(L), &done, &total, &err);
+	int rc = qcow2_job_step(self(L), &done, &total, &err);
 	return q2_bind_step(L, rc, done, total, &err);
 }
 
@@ -124,7 +124,7 @@ static void push_finding(lua_State *L, const struct qcow2_finding *finding)
 /* check:findings(first, count) -> array of up to `count` records from number `first` (counted from 0) on */
 static int l_findings(lua_State *L)
 {
-	const struct qcow2_check *check = self(L);
+	const struct qcow2_job *check = self(L);
 	uint64_t first = q2_bind_unsigned(L, 2, "first"), count = q2_bind_unsigned(L, 3, "count");
 	lua_newtable(L);
 	for (uint64_t i = 0; i < count; i++) {
@@ -147,14 +147,14 @@ static int l_accept(lua_State *L)
 static int l_close(lua_State *L)
 {
 	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_CHECK_CLASS);
-	qcow2_check_free(handle->object);
+	qcow2_job_free(handle->object);
 	handle->object = NULL;
 	return 0;
 }
 
 /* ---- repair ------------------------------------------------------------------------------------ */
 
-static struct qcow2_repair *repair_self(lua_State *L)
+static struct qcow2_job *repair_self(lua_State *L)
 {
 	return q2_bind_self(L, 1, Q2_REPAIR_CLASS);
 }
@@ -187,7 +187,7 @@ static int l_repair(lua_State *L)
 {
 	struct qcow2_error err;
 	uint8_t wanted[QCOW2_PROBLEM_COUNT];
-	struct qcow2_check *check = self(L);
+	struct qcow2_job *check = self(L);
 	luaL_checktype(L, 2, LUA_TTABLE);
 	qcow2_repair_want(wanted, q2_bind_flag(L, 2, "leaks"), q2_bind_flag(L, 2, "all"));
 	ask_for_kinds(L, wanted);
@@ -195,7 +195,7 @@ static int l_repair(lua_State *L)
 	/* The check lives as long as its repair. */
 	lua_pushvalue(L, 1);
 	lua_setiuservalue(L, -2, 1);
-	int rc = qcow2_repair_new(check, wanted, (struct qcow2_repair **)&handle->object, &err);
+	int rc = qcow2_repair_new(check, wanted, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
@@ -204,10 +204,10 @@ static int l_repair_step(lua_State *L)
 {
 	struct qcow2_error err;
 	uint64_t done, total;
-	struct qcow2_repair *repair = repair_self(L);
+	struct qcow2_job *repair = repair_self(L);
 	lua_getiuservalue(L, 1, 1);
 	q2_bind_self(L, -1, Q2_CHECK_CLASS);
-	int rc = qcow2_repair_step(repair, &done, &total, &err);
+	int rc = qcow2_job_step(repair, &done, &total, &err);
 	return q2_bind_step(L, rc, done, total, &err);
 }
 
@@ -221,7 +221,7 @@ static int l_flags_fixed(lua_State *L)
 /* repair:findings(first, count): as those of a check, of the flags */
 static int l_repair_findings(lua_State *L)
 {
-	const struct qcow2_repair *repair = repair_self(L);
+	const struct qcow2_job *repair = repair_self(L);
 	uint64_t first = q2_bind_unsigned(L, 2, "first"), count = q2_bind_unsigned(L, 3, "count");
 	lua_newtable(L);
 	for (uint64_t i = 0; i < count; i++) {
@@ -237,7 +237,7 @@ static int l_repair_findings(lua_State *L)
 static int l_repair_close(lua_State *L)
 {
 	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_REPAIR_CLASS);
-	qcow2_repair_free(handle->object);
+	qcow2_job_free(handle->object);
 	handle->object = NULL;
 	return 0;
 }

@@ -16,7 +16,7 @@
 /* Refcount blocks that several table entries name are read again up to this many bytes in all. */
 #define ALIASED_MOST (UINT64_C(64) << 20)
 
-static int (*const passes[])(struct qcow2_check *, bool *, struct qcow2_error *) = {
+static int (*const passes[])(struct q2_check *, bool *, struct qcow2_error *) = {
 	q2_check_header, q2_check_snapshots, q2_check_bitmaps,    q2_compare_reftable, q2_check_l1,
 	q2_check_l2,     q2_check_data_file, q2_compare_overlaps, q2_compare_counts,   q2_check_copied,
 };
@@ -33,7 +33,7 @@ const struct qcow2_problem_facts *qcow2_problem_facts(enum qcow2_problem problem
 	return (unsigned)problem < QCOW2_PROBLEM_COUNT ? &facts[problem] : NULL;
 }
 
-static void conclude(struct qcow2_check *check)
+static void conclude(struct q2_check *check)
 {
 	struct qcow2_check_result *sum = &check->report.sum;
 	const struct q2_geometry *g = check->geo;
@@ -50,7 +50,7 @@ static void conclude(struct qcow2_check *check)
 
 /* ---- the job ----------------------------------------------------------------------------------- */
 
-static int prepare(struct qcow2_check *check, struct qcow2_error *err)
+static int prepare(struct q2_check *check, struct qcow2_error *err)
 {
 	uint64_t spent;
 	int rc = qcow2_store_length(check->store, &check->file_length, err);
@@ -83,47 +83,9 @@ static int settle_image(struct qcow2_image *image, struct qcow2_error *err)
 	return image->begun ? q2_image_blame(image, q2_writeback_counts(&image->meta, err), err) : 0;
 }
 
-int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options *given,
-		    struct qcow2_check **out, struct qcow2_error *err)
+static int step(struct qcow2_job *base, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
-	struct qcow2_check_options own = QCOW2_CHECK_OPTIONS_INIT;
-	const struct qcow2_check_options *options = &own;
-	int taken = given ? q2_options_take(&own, sizeof own, given, err) : 0;
-	if (taken)
-		return taken;
-	if (image->raw)
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				    "A raw image has no tables to check");
-	if (image->is_snapshot)
-		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				    "A snapshot is checked with the image that has it");
-	struct qcow2_check *check = q2_new(1, sizeof *check);
-	if (!check)
-		return q2_error_nomem(err);
-	check->image = qcow2_image_ref(image);
-	check->store = image->store;
-	check->header = &image->meta.header;
-	check->geo = &image->meta.geo;
-	check->report.most = options->most ? options->most : FINDINGS_MOST;
-	check->threads = options->threads ? options->threads : q2_clock_processors();
-	check->threads = (unsigned)q2_min(check->threads, THREADS_MOST);
-	check->aliased = ALIASED_MOST;
-	pthread_mutex_init(&check->lock, NULL);
-	int rc = q2_hold_take(&check->hold, image, err);
-	if (!rc)
-		rc = settle_image(image, err);
-	if (!rc)
-		rc = prepare(check, err);
-	if (rc) {
-		qcow2_check_free(check);
-		return rc;
-	}
-	*out = check;
-	return 0;
-}
-
-int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total, struct qcow2_error *err)
-{
+	struct q2_check *check = (struct q2_check *)base;
 	uint64_t deadline = q2_clock_now() + Q2_STEP_NSEC;
 	while (check->pass < PASSES && !check->failure.code) {
 		bool more = false;
@@ -155,27 +117,9 @@ int qcow2_check_step(struct qcow2_check *check, uint64_t *done, uint64_t *total,
 	return check->pass < PASSES;
 }
 
-const struct qcow2_check_result *qcow2_check_result(const struct qcow2_check *check)
+static void free_check(struct qcow2_job *base)
 {
-	return &check->report.sum;
-}
-
-uint64_t qcow2_check_found(const struct qcow2_check *check, enum qcow2_problem problem)
-{
-	return (unsigned)problem < QCOW2_PROBLEM_COUNT ? check->report.found[problem] : 0;
-}
-
-const struct qcow2_finding *qcow2_check_finding(const struct qcow2_check *check, uint64_t index)
-{
-	return index < check->report.findings.count
-		       ? (const struct qcow2_finding *)check->report.findings.items + index
-		       : NULL;
-}
-
-void qcow2_check_free(struct qcow2_check *check)
-{
-	if (!check)
-		return;
+	struct q2_check *check = (struct q2_check *)base;
 	for (unsigned i = 0; check->hands && i < check->threads; i++) {
 		free(check->hands[i].buffer);
 		q2_vec_free(&check->hands[i].runs);
@@ -192,4 +136,71 @@ void qcow2_check_free(struct qcow2_check *check)
 	q2_hold_end(&check->hold);
 	qcow2_image_unref(check->image);
 	free(check);
+}
+
+static const struct q2_job_kind kind = {.step = step, .free = free_check};
+
+struct q2_check *q2_check_of(const struct qcow2_job *job)
+{
+	return job->kind == &kind ? (struct q2_check *)job : NULL;
+}
+
+int qcow2_check_new(struct qcow2_image *image, const struct qcow2_check_options *given,
+		    struct qcow2_job **out, struct qcow2_error *err)
+{
+	struct qcow2_check_options own = QCOW2_CHECK_OPTIONS_INIT;
+	const struct qcow2_check_options *options = &own;
+	int taken = given ? q2_options_take(&own, sizeof own, given, err) : 0;
+	if (taken)
+		return taken;
+	if (image->raw)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "A raw image has no tables to check");
+	if (image->is_snapshot)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				    "A snapshot is checked with the image that has it");
+	struct q2_check *check = q2_new(1, sizeof *check);
+	if (!check)
+		return q2_error_nomem(err);
+	check->base.kind = &kind;
+	check->image = qcow2_image_ref(image);
+	check->store = image->store;
+	check->header = &image->meta.header;
+	check->geo = &image->meta.geo;
+	check->report.most = options->most ? options->most : FINDINGS_MOST;
+	check->threads = options->threads ? options->threads : q2_clock_processors();
+	check->threads = (unsigned)q2_min(check->threads, THREADS_MOST);
+	check->aliased = ALIASED_MOST;
+	pthread_mutex_init(&check->lock, NULL);
+	int rc = q2_hold_take(&check->hold, image, err);
+	if (!rc)
+		rc = settle_image(image, err);
+	if (!rc)
+		rc = prepare(check, err);
+	if (rc) {
+		qcow2_job_free(&check->base);
+		return rc;
+	}
+	*out = &check->base;
+	return 0;
+}
+
+const struct qcow2_check_result *qcow2_check_result(const struct qcow2_job *job)
+{
+	const struct q2_check *check = q2_check_of(job);
+	return check ? &check->report.sum : NULL;
+}
+
+uint64_t qcow2_check_found(const struct qcow2_job *job, enum qcow2_problem problem)
+{
+	const struct q2_check *check = q2_check_of(job);
+	return check && (unsigned)problem < QCOW2_PROBLEM_COUNT ? check->report.found[problem] : 0;
+}
+
+const struct qcow2_finding *qcow2_check_finding(const struct qcow2_job *job, uint64_t index)
+{
+	const struct q2_check *check = q2_check_of(job);
+	return check && index < check->report.findings.count
+		       ? (const struct qcow2_finding *)check->report.findings.items + index
+		       : NULL;
 }

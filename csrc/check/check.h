@@ -16,7 +16,7 @@
 #define Q2_CHECK_CHECK_H
 
 #include "check/census.h"
-#include "image/hold.h"
+#include "image/job.h"
 
 #include <pthread.h>
 
@@ -61,7 +61,8 @@ struct q2_hand {
 	struct q2_vec runs; /* struct q2_run_of_words */
 };
 
-struct qcow2_check {
+struct q2_check {
+	struct qcow2_job base;
 	struct qcow2_image *image; /* a reference */
 	struct q2_hold hold;       /* of the image, until the last step */
 	struct qcow2_store *store;
@@ -127,7 +128,7 @@ int q2_scan_next(struct q2_scan *scan, uint64_t most, uint64_t *at, uint64_t *le
 int q2_scan_has_data(struct q2_scan *scan, uint64_t at, uint64_t length, bool *data, struct qcow2_error *err);
 
 /* A scan of [at, at + length); what an earlier one of the same file was told is kept. */
-static inline void q2_scan_over(struct q2_scan *scan, const struct qcow2_check *check, uint64_t at,
+static inline void q2_scan_over(struct q2_scan *scan, const struct q2_check *check, uint64_t at,
 				uint64_t length)
 {
 	scan->store = check->store;
@@ -141,27 +142,27 @@ int q2_scan_tables(struct q2_table_place *tables, size_t count, struct q2_vec *s
 		   struct qcow2_error *err);
 
 /* Does the region lie aligned, behind the header and inside the file? */
-bool q2_scan_fits(const struct qcow2_check *check, uint64_t at, uint64_t bytes);
+bool q2_scan_fits(const struct q2_check *check, uint64_t at, uint64_t bytes);
 
 /* Adds a region's clusters to the census; what lies outside the file is left out. */
-int q2_scan_count(struct qcow2_check *check, uint64_t at, uint64_t bytes, uint32_t word,
+int q2_scan_count(struct q2_check *check, uint64_t at, uint64_t bytes, uint32_t word,
 		  struct qcow2_error *err);
 
 /* The same for the clusters of all these tables, which may share them. */
-int q2_scan_count_tables(struct qcow2_check *check, const struct q2_vec *tables, enum q2_owner owner,
+int q2_scan_count_tables(struct q2_check *check, const struct q2_vec *tables, enum q2_owner owner,
 			 struct qcow2_error *err);
 
 /* Reads; a failure of the host becomes a finding about [at, at + length), then *unread is true. */
-void q2_scan_read(struct qcow2_check *check, struct q2_report *report, uint64_t at, void *buf, size_t length,
+void q2_scan_read(struct q2_check *check, struct q2_report *report, uint64_t at, void *buf, size_t length,
 		  bool *unread);
 
 /*
  * Runs units [first, first + count) on all threads. What they report is joined in their order; the failure of
  * the first one in order is returned.
  */
-typedef int q2_unit_work(struct qcow2_check *check, struct q2_hand *hand, size_t unit,
-			 struct q2_report *report, struct qcow2_error *err);
-int q2_scan_units(struct qcow2_check *check, q2_unit_work *work, size_t first, size_t count,
+typedef int q2_unit_work(struct q2_check *check, struct q2_hand *hand, size_t unit, struct q2_report *report,
+			 struct qcow2_error *err);
+int q2_scan_units(struct q2_check *check, q2_unit_work *work, size_t first, size_t count,
 		  struct qcow2_error *err);
 
 /* ---- records (check_records.c) ---- */
@@ -173,30 +174,33 @@ struct q2_bitmap_record;
 #define Q2_BITMAP_FLAGS_KNOWN (Q2_BITMAP_IN_USE | Q2_BITMAP_AUTO | Q2_BITMAP_EXTRA_COMPATIBLE)
 
 /* The header extension of that type, NULL when there is none. */
-const struct q2_extension *q2_check_extension(const struct qcow2_check *check, uint32_t type);
+const struct q2_extension *q2_check_extension(const struct q2_check *check, uint32_t type);
 
 /* Can an entry of the bitmap directory, of a bitmap table say that? */
-bool q2_check_bitmap_possible(const struct qcow2_check *check, const struct q2_bitmap_record *record);
-bool q2_check_bits_possible(const struct qcow2_check *check, uint64_t entry);
+bool q2_check_bitmap_possible(const struct q2_check *check, const struct q2_bitmap_record *record);
+bool q2_check_bits_possible(const struct q2_check *check, uint64_t entry);
 
 /* Does something refer to a place behind the end of the file, but for problems that are flagged in `mended` (by kind; NULL:
  * none)? Then what is counted there is not leaked. (compare.c) */
-bool q2_check_points_outside(const struct qcow2_check *check, const uint8_t *mended);
+bool q2_check_points_outside(const struct q2_check *check, const uint8_t *mended);
 
 /* Has a bitmap before the one whose directory entry lies at `at` the same name? */
-bool q2_check_has_same_name(const struct qcow2_check *check, uint64_t at);
+bool q2_check_has_same_name(const struct q2_check *check, uint64_t at);
 
 /* ---- passes: each gives *more = call again ---- */
 
-int q2_check_header(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_check_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_check_bitmaps(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_compare_reftable(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_check_l1(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_check_l2(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_check_data_file(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_compare_overlaps(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_compare_counts(struct qcow2_check *check, bool *more, struct qcow2_error *err);
-int q2_check_copied(struct qcow2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_header(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_snapshots(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_bitmaps(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_compare_reftable(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_l1(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_l2(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_data_file(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_compare_overlaps(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_compare_counts(struct q2_check *check, bool *more, struct qcow2_error *err);
+int q2_check_copied(struct q2_check *check, bool *more, struct qcow2_error *err);
+
+/* The check behind a job; NULL for jobs of other kinds. */
+struct q2_check *q2_check_of(const struct qcow2_job *job);
 
 #endif

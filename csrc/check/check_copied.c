@@ -14,7 +14,7 @@ static int by_start(const void *a, const void *b)
 }
 
 /* Is the flag of an entry that points at `host` wrong? *stored: the refcount it was judged by. */
-static bool is_wrong(const struct qcow2_check *check, uint64_t host, uint64_t entry, uint64_t *stored)
+static bool is_wrong(const struct q2_check *check, uint64_t host, uint64_t entry, uint64_t *stored)
 {
 	const struct q2_census *census = &check->census;
 	uint64_t cluster = host >> check->geo->cluster_bits;
@@ -42,7 +42,7 @@ static bool is_wrong(const struct qcow2_check *check, uint64_t host, uint64_t en
 	return (*stored == 1) != ((entry & Q2_COPIED) != 0);
 }
 
-static void judge_l1(struct qcow2_check *check, const uint8_t *bytes, uint64_t at, uint64_t length)
+static void judge_l1(struct q2_check *check, const uint8_t *bytes, uint64_t at, uint64_t length)
 {
 	const struct q2_geometry *g = check->geo;
 	unsigned span = g->cluster_bits + g->l2_bits;
@@ -63,7 +63,7 @@ static void judge_l1(struct qcow2_check *check, const uint8_t *bytes, uint64_t a
 	}
 }
 
-static int walk_l1(struct qcow2_check *check, struct qcow2_error *err)
+static int walk_l1(struct q2_check *check, struct qcow2_error *err)
 {
 	const struct qcow2_header *h = check->header;
 	uint64_t bytes = (uint64_t)h->l1_size * 8, at, length;
@@ -80,9 +80,8 @@ static int walk_l1(struct qcow2_check *check, struct qcow2_error *err)
 	return rc;
 }
 
-static void judge_entries(struct qcow2_check *check, struct q2_report *report,
-			  const struct q2_l2_table *table, const uint8_t *bytes, uint64_t length,
-			  uint64_t index)
+static void judge_entries(struct q2_check *check, struct q2_report *report, const struct q2_l2_table *table,
+			  const uint8_t *bytes, uint64_t length, uint64_t index)
 {
 	const struct q2_geometry *g = check->geo;
 	for (uint64_t i = 0; i + g->l2_entry_size <= length; i += g->l2_entry_size, index++) {
@@ -105,12 +104,12 @@ static void judge_entries(struct qcow2_check *check, struct q2_report *report,
 	}
 }
 
-static size_t tables_a_unit(const struct qcow2_check *check)
+static size_t tables_a_unit(const struct q2_check *check)
 {
 	return q2_max(Q2_PIECE >> check->geo->cluster_bits, 1);
 }
 
-static int walk_unit(struct qcow2_check *check, struct q2_hand *hand, size_t unit, struct q2_report *report,
+static int walk_unit(struct q2_check *check, struct q2_hand *hand, size_t unit, struct q2_report *report,
 		     struct qcow2_error *err)
 {
 	const struct q2_l2_table *list = check->l2.items;
@@ -135,7 +134,7 @@ static int walk_unit(struct qcow2_check *check, struct q2_hand *hand, size_t uni
 	return 0;
 }
 
-int q2_check_copied(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_check_copied(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	/* The guest's clusters of an external data file are not counted: check_tables.c has judged them. */
 	if (!check->wrong)

@@ -8,19 +8,19 @@
 /* From a record's start: all of its fixed part, and the extra data's fields that are judged. */
 enum { RECORD_HEAD = 64 };
 
-static void add(struct qcow2_check *check, struct qcow2_finding finding)
+static void add(struct q2_check *check, struct qcow2_finding finding)
 {
 	q2_report_add(&check->report, &finding);
 }
 
-const struct q2_extension *q2_check_extension(const struct qcow2_check *check, uint32_t type)
+const struct q2_extension *q2_check_extension(const struct q2_check *check, uint32_t type)
 {
 	return q2_image_extension(check->image, type);
 }
 
 /* ---- header ------------------------------------------------------------------------------------ */
 
-static int count_crypto(struct qcow2_check *check, struct qcow2_error *err)
+static int count_crypto(struct q2_check *check, struct qcow2_error *err)
 {
 	if (check->header->crypt_method != Q2_CRYPT_LUKS)
 		return 0;
@@ -46,7 +46,7 @@ static int count_crypto(struct qcow2_check *check, struct qcow2_error *err)
 	return q2_scan_count(check, at, length, q2_census_word(Q2_OWNER_CRYPTO, 0, 1), err);
 }
 
-int q2_check_header(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_check_header(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	const struct qcow2_header *h = check->header;
@@ -70,7 +70,7 @@ struct window {
 };
 
 /* gives: at least `want` bytes at `at`, or those up to `stop`; *room says how many. */
-static const uint8_t *look_at(struct qcow2_check *check, struct window *window, uint64_t at, size_t want,
+static const uint8_t *look_at(struct q2_check *check, struct window *window, uint64_t at, size_t want,
 			      uint64_t *room)
 {
 	bool unread;
@@ -86,7 +86,7 @@ static const uint8_t *look_at(struct qcow2_check *check, struct window *window, 
 	return window->bytes + (at - window->from);
 }
 
-static int judge_snapshot(struct qcow2_check *check, uint32_t index, uint64_t at, const uint8_t *bytes,
+static int judge_snapshot(struct q2_check *check, uint32_t index, uint64_t at, const uint8_t *bytes,
 			  const struct q2_snapshot_record *r, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = check->geo;
@@ -128,7 +128,7 @@ static int judge_snapshot(struct qcow2_check *check, uint32_t index, uint64_t at
 	return 0;
 }
 
-int q2_check_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_check_snapshots(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	const struct qcow2_header *h = check->header;
@@ -182,7 +182,7 @@ int q2_check_snapshots(struct qcow2_check *check, bool *more, struct qcow2_error
 
 /* ---- bitmaps ----------------------------------------------------------------------------------- */
 
-static int broken_directory(struct qcow2_check *check, uint64_t index, uint64_t at)
+static int broken_directory(struct q2_check *check, uint64_t index, uint64_t at)
 {
 	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_DIRECTORY);
 	finding.index = index;
@@ -192,7 +192,7 @@ static int broken_directory(struct qcow2_check *check, uint64_t index, uint64_t 
 	return 0;
 }
 
-bool q2_check_bitmap_possible(const struct qcow2_check *check, const struct q2_bitmap_record *r)
+bool q2_check_bitmap_possible(const struct q2_check *check, const struct q2_bitmap_record *r)
 {
 	if (r->granularity_bits < 9 || r->granularity_bits > 31 || !r->name_length ||
 	    r->name_length > Q2_MAX_BITMAP_NAME || (r->flags & ~Q2_BITMAP_FLAGS_KNOWN) ||
@@ -204,8 +204,8 @@ bool q2_check_bitmap_possible(const struct qcow2_check *check, const struct q2_b
 	return r->table_entries == entries || (r->flags & Q2_BITMAP_IN_USE);
 }
 
-static int judge_bitmap(struct qcow2_check *check, uint32_t index, uint64_t at,
-			const struct q2_bitmap_record *r, struct q2_vec *tables, struct qcow2_error *err)
+static int judge_bitmap(struct q2_check *check, uint32_t index, uint64_t at, const struct q2_bitmap_record *r,
+			struct q2_vec *tables, struct qcow2_error *err)
 {
 	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_BITMAP_ENTRY);
 	finding.index = index;
@@ -275,7 +275,7 @@ static int mark_name(struct q2_vec *names, const uint8_t *name, size_t length, u
 }
 
 /* Of several bitmaps of one name the first has it. */
-static int find_same_names(struct qcow2_check *check, struct q2_vec *names, struct qcow2_error *err)
+static int find_same_names(struct q2_check *check, struct q2_vec *names, struct qcow2_error *err)
 {
 	struct name_mark *marks = names->items;
 	if (names->count)
@@ -297,13 +297,13 @@ static int find_same_names(struct qcow2_check *check, struct q2_vec *names, stru
 	return 0;
 }
 
-bool q2_check_has_same_name(const struct qcow2_check *check, uint64_t at)
+bool q2_check_has_same_name(const struct q2_check *check, uint64_t at)
 {
 	return check->same_names.count &&
 	       bsearch(&at, check->same_names.items, check->same_names.count, sizeof at, by_place);
 }
 
-static int read_directory(struct qcow2_check *check, const struct q2_bitmaps_ext *ext, struct q2_vec *tables,
+static int read_directory(struct q2_check *check, const struct q2_bitmaps_ext *ext, struct q2_vec *tables,
 			  struct qcow2_error *err)
 {
 	struct window window = {.stop = ext->directory_offset + ext->directory_size,
@@ -340,14 +340,14 @@ static int read_directory(struct qcow2_check *check, const struct q2_bitmaps_ext
 	return rc;
 }
 
-bool q2_check_bits_possible(const struct qcow2_check *check, uint64_t entry)
+bool q2_check_bits_possible(const struct q2_check *check, uint64_t entry)
 {
 	uint64_t host = entry & Q2_OFFSET_MASK;
 	return !(entry & Q2_BITMAP_RESERVED) && (!host || (!(entry & 1) && q2_scan_fits(check, host, 1)));
 }
 
 /* The entries of a piece of a bitmap table. */
-static int judge_bitmap_entries(struct qcow2_check *check, const struct q2_stretch *stretch, uint64_t at,
+static int judge_bitmap_entries(struct q2_check *check, const struct q2_stretch *stretch, uint64_t at,
 				const uint8_t *bytes, uint64_t length, struct qcow2_error *err)
 {
 	uint32_t cluster_size = check->geo->cluster_size;
@@ -372,7 +372,7 @@ static int judge_bitmap_entries(struct qcow2_check *check, const struct q2_stret
 	return 0;
 }
 
-static int follow_bitmap(struct qcow2_check *check, const struct q2_stretch *stretch, struct qcow2_error *err)
+static int follow_bitmap(struct q2_check *check, const struct q2_stretch *stretch, struct qcow2_error *err)
 {
 	struct q2_scan scan = {0};
 	uint64_t at, length;
@@ -389,7 +389,7 @@ static int follow_bitmap(struct qcow2_check *check, const struct q2_stretch *str
 }
 
 /* Counts the clusters of bitmap tables, then follows their entries. */
-static int follow_bitmaps(struct qcow2_check *check, struct q2_vec *tables, struct qcow2_error *err)
+static int follow_bitmaps(struct q2_check *check, struct q2_vec *tables, struct qcow2_error *err)
 {
 	struct q2_vec stretches = {0};
 	int rc = q2_scan_count_tables(check, tables, Q2_OWNER_BITMAP_TABLE, err);
@@ -401,7 +401,7 @@ static int follow_bitmaps(struct qcow2_check *check, struct q2_vec *tables, stru
 	return rc;
 }
 
-int q2_check_bitmaps(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_check_bitmaps(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	const struct q2_extension *e = q2_check_extension(check, (uint32_t)Q2_EXT_BITMAPS);

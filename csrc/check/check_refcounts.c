@@ -11,8 +11,7 @@
 
 /* ---- refcount table ---------------------------------------------------------------------------- */
 
-static void judge_reftable(struct qcow2_check *check, uint32_t index, uint64_t entry,
-			   enum qcow2_problem problem)
+static void judge_reftable(struct q2_check *check, uint32_t index, uint64_t entry, enum qcow2_problem problem)
 {
 	struct qcow2_finding finding = q2_report_blank(problem);
 	finding.index = index;
@@ -24,7 +23,7 @@ static void judge_reftable(struct qcow2_check *check, uint32_t index, uint64_t e
 }
 
 /* The block that the entry names, 0 when there is none to follow. */
-static uint64_t take_entry(struct qcow2_check *check, uint32_t index, uint64_t entry)
+static uint64_t take_entry(struct q2_check *check, uint32_t index, uint64_t entry)
 {
 	uint32_t cluster_size = check->geo->cluster_size;
 	uint64_t block = entry & Q2_REFTABLE_MASK;
@@ -54,7 +53,7 @@ static int by_block(const void *a, const void *b)
 }
 
 /* Marks and reports the entries whose block another entry has named before. */
-static int find_aliases(struct qcow2_check *check, struct qcow2_error *err)
+static int find_aliases(struct q2_check *check, struct qcow2_error *err)
 {
 	uint64_t *table = check->reftable, last = 0;
 	uint32_t count = 0;
@@ -85,7 +84,7 @@ static int find_aliases(struct qcow2_check *check, struct qcow2_error *err)
 	return 0;
 }
 
-static int read_reftable(struct qcow2_check *check, uint64_t bytes, struct qcow2_error *err)
+static int read_reftable(struct q2_check *check, uint64_t bytes, struct qcow2_error *err)
 {
 	uint64_t base = check->header->refcount_table_offset, at, length;
 	uint8_t *buffer = check->hands[0].buffer;
@@ -110,7 +109,7 @@ static int read_reftable(struct qcow2_check *check, uint64_t bytes, struct qcow2
 }
 
 /* How many table entries the array's clusters or any block make worth looking at. */
-static uint64_t entries_to_compare(const struct qcow2_check *check)
+static uint64_t entries_to_compare(const struct q2_check *check)
 {
 	uint64_t each = 1ull << check->geo->refblock_bits, count = check->reftable_entries;
 	while (count && !check->reftable[count - 1])
@@ -118,7 +117,7 @@ static uint64_t entries_to_compare(const struct qcow2_check *check)
 	return q2_max(count, q2_div_up(check->census.dense_count, each));
 }
 
-int q2_compare_reftable(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_compare_reftable(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	const struct q2_geometry *g = check->geo;
@@ -150,7 +149,7 @@ int q2_compare_reftable(struct qcow2_check *check, bool *more, struct qcow2_erro
 
 /* ---- overlaps ---------------------------------------------------------------------------------- */
 
-int q2_compare_overlaps(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_compare_overlaps(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	struct q2_census *census = &check->census;
@@ -177,7 +176,7 @@ int q2_compare_overlaps(struct qcow2_check *check, bool *more, struct qcow2_erro
 
 /* One thread's comparison. */
 struct bench {
-	struct qcow2_check *check;
+	struct q2_check *check;
 	struct q2_report *report;
 	struct q2_vec wrong; /* struct q2_run_of_words: far clusters whose COPIED flags do not fit */
 	uint64_t highest;
@@ -323,7 +322,7 @@ static void compare_far(struct bench *bench, uint64_t from, uint64_t to, const u
 	}
 }
 
-bool q2_check_points_outside(const struct qcow2_check *check, const uint8_t *mended)
+bool q2_check_points_outside(const struct q2_check *check, const uint8_t *mended)
 {
 	static const enum qcow2_problem outside[] = {
 		QCOW2_PROBLEM_L1_OUTSIDE,     QCOW2_PROBLEM_L2_OUTSIDE,
@@ -359,7 +358,7 @@ static void compare(struct bench *bench, uint64_t from, uint64_t to, const uint8
 }
 
 /* An aliased block is read as long as there is budget for it. */
-static bool may_read(struct qcow2_check *check, uint64_t block, struct q2_report *report)
+static bool may_read(struct q2_check *check, uint64_t block, struct q2_report *report)
 {
 	uint32_t cluster_size = check->geo->cluster_size;
 	bool may = true;
@@ -378,7 +377,7 @@ static bool may_read(struct qcow2_check *check, uint64_t block, struct q2_report
 static int compare_block(struct bench *bench, struct q2_hand *hand, uint64_t index, struct q2_scan *scan,
 			 struct qcow2_error *err)
 {
-	struct qcow2_check *check = bench->check;
+	struct q2_check *check = bench->check;
 	const struct q2_geometry *g = check->geo;
 	uint64_t block = index < check->reftable_entries ? check->reftable[index] : 0;
 	uint64_t next = index << g->refblock_bits, end = next + (1ull << g->refblock_bits);
@@ -406,13 +405,13 @@ static int compare_block(struct bench *bench, struct q2_hand *hand, uint64_t ind
 	return rc;
 }
 
-static size_t entries_a_unit(const struct qcow2_check *check)
+static size_t entries_a_unit(const struct q2_check *check)
 {
 	return q2_max(Q2_PIECE >> check->geo->cluster_bits, 1);
 }
 
-static int compare_unit(struct qcow2_check *check, struct q2_hand *hand, size_t unit,
-			struct q2_report *report, struct qcow2_error *err)
+static int compare_unit(struct q2_check *check, struct q2_hand *hand, size_t unit, struct q2_report *report,
+			struct qcow2_error *err)
 {
 	struct bench bench = {.check = check, .report = report};
 	struct q2_scan scan = {0};
@@ -443,7 +442,7 @@ static int compare_unit(struct qcow2_check *check, struct q2_hand *hand, size_t 
 	return rc;
 }
 
-int q2_compare_counts(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_compare_counts(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	size_t each = entries_a_unit(check);
 	/* One unit at least, for the runs behind the last block. */

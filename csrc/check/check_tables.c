@@ -24,7 +24,7 @@ static int by_place(const void *a, const void *b)
 	return x->l1_index < y->l1_index ? -1 : x->l1_index > y->l1_index;
 }
 
-static void report_shared(struct qcow2_check *check, const struct q2_l2_table *table)
+static void report_shared(struct q2_check *check, const struct q2_l2_table *table)
 {
 	if (table->active < 2)
 		return;
@@ -37,7 +37,7 @@ static void report_shared(struct qcow2_check *check, const struct q2_l2_table *t
 }
 
 /* Sorts the list, makes one of several entries for one table, drops tables that are holes: they say nothing. */
-static int compact(struct qcow2_check *check, struct qcow2_error *err)
+static int compact(struct q2_check *check, struct qcow2_error *err)
 {
 	struct q2_l2_table *list = check->l2.items;
 	size_t count = check->l2.count, kept = 0;
@@ -67,7 +67,7 @@ static int compact(struct qcow2_check *check, struct qcow2_error *err)
 	return 0;
 }
 
-static void judge_l1(struct qcow2_check *check, const struct q2_stretch *stretch, uint64_t at, uint64_t entry,
+static void judge_l1(struct q2_check *check, const struct q2_stretch *stretch, uint64_t at, uint64_t entry,
 		     enum qcow2_problem problem)
 {
 	const struct q2_geometry *g = check->geo;
@@ -88,7 +88,7 @@ static void judge_l1(struct qcow2_check *check, const struct q2_stretch *stretch
 }
 
 /* One entry that is not 0, which `stretch->times` L1 tables have at `at`. */
-static int take_l1(struct qcow2_check *check, const struct q2_stretch *stretch, uint64_t at, uint64_t entry,
+static int take_l1(struct q2_check *check, const struct q2_stretch *stretch, uint64_t at, uint64_t entry,
 		   struct qcow2_error *err)
 {
 	uint32_t cluster_size = check->geo->cluster_size;
@@ -126,7 +126,7 @@ static int take_l1(struct qcow2_check *check, const struct q2_stretch *stretch, 
 	return check->l2.count > 2 * check->l2_compact + L2_SLACK ? compact(check, err) : 0;
 }
 
-static int walk_stretch(struct qcow2_check *check, const struct q2_stretch *stretch, struct qcow2_error *err)
+static int walk_stretch(struct q2_check *check, const struct q2_stretch *stretch, struct qcow2_error *err)
 {
 	uint8_t *bytes = check->hands[0].buffer;
 	struct q2_scan scan = {0};
@@ -146,7 +146,7 @@ static int walk_stretch(struct qcow2_check *check, const struct q2_stretch *stre
 	return rc;
 }
 
-static int walk_active(struct qcow2_check *check, struct qcow2_error *err)
+static int walk_active(struct q2_check *check, struct qcow2_error *err)
 {
 	const struct qcow2_header *h = check->header;
 	uint64_t bytes = (uint64_t)h->l1_size * 8;
@@ -167,7 +167,7 @@ static int walk_active(struct qcow2_check *check, struct qcow2_error *err)
 	return 0;
 }
 
-int q2_check_l1(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_check_l1(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	struct q2_vec stretches = {0};
@@ -192,7 +192,7 @@ int q2_check_l1(struct qcow2_check *check, bool *more, struct qcow2_error *err)
 
 /* What one thread sees of one table. */
 struct eye {
-	struct qcow2_check *check;
+	struct q2_check *check;
 	struct q2_report *report;
 	struct q2_vec *runs;
 	const struct q2_l2_table *table;
@@ -297,7 +297,7 @@ static void judge_compressed(struct eye *eye, uint64_t index, uint64_t word, uin
 /* An entry that is not plainly a data cluster in its place. */
 static void judge_entry(struct eye *eye, uint64_t index, uint64_t word, uint64_t bitmap)
 {
-	struct qcow2_check *check = eye->check;
+	struct q2_check *check = eye->check;
 	const struct q2_geometry *g = check->geo;
 	uint32_t cluster_size = g->cluster_size;
 	if (word & Q2_COMPRESSED) {
@@ -410,7 +410,7 @@ static void turn_to(struct eye *eye, const struct q2_l2_table *table)
 
 static int take_runs(struct eye *eye, struct qcow2_error *err)
 {
-	struct qcow2_check *check = eye->check;
+	struct q2_check *check = eye->check;
 	int rc = 0;
 	push_run(eye);
 	if (eye->nomem)
@@ -425,7 +425,7 @@ static int take_runs(struct eye *eye, struct qcow2_error *err)
 }
 
 /* How many tables from `index` on lie one behind the other in the file and fit one piece. */
-static size_t neighbours(const struct qcow2_check *check, size_t index, size_t end)
+static size_t neighbours(const struct q2_check *check, size_t index, size_t end)
 {
 	const struct q2_l2_table *list = check->l2.items;
 	size_t count = 1, most = q2_max(Q2_PIECE >> check->geo->cluster_bits, 1);
@@ -435,7 +435,7 @@ static size_t neighbours(const struct qcow2_check *check, size_t index, size_t e
 	return count;
 }
 
-static int walk_unit(struct qcow2_check *check, struct q2_hand *hand, size_t unit, struct q2_report *report,
+static int walk_unit(struct q2_check *check, struct q2_hand *hand, size_t unit, struct q2_report *report,
 		     struct qcow2_error *err)
 {
 	const struct q2_geometry *g = check->geo;
@@ -472,7 +472,7 @@ static int walk_unit(struct qcow2_check *check, struct q2_hand *hand, size_t uni
 	return take_runs(&eye, err);
 }
 
-int q2_check_l2(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_check_l2(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	size_t each = q2_max(Q2_PIECE >> check->geo->cluster_bits, 1);
 	size_t units = q2_div_up(check->l2.count, each);
@@ -487,7 +487,7 @@ int q2_check_l2(struct qcow2_check *check, bool *more, struct qcow2_error *err)
 /* ---- external data file ------------------------------------------------------------------------ */
 
 /* Is any byte of the data file's first cluster not zero? */
-static int begins_with_data(struct qcow2_check *check, bool *data, struct qcow2_error *err)
+static int begins_with_data(struct q2_check *check, bool *data, struct qcow2_error *err)
 {
 	struct qcow2_store *store = check->image->data;
 	uint64_t length = q2_min(check->geo->cluster_size, check->header->size);
@@ -508,7 +508,7 @@ static int begins_with_data(struct qcow2_check *check, bool *data, struct qcow2_
  * Offset 0 without COPIED reads as "not allocated". A raw file is the disk, so there the flag was lost. Elsewhere a
  * discard that was cut off before its punch looks the same, and its bytes must not come back.
  */
-static int judge_cluster_0(struct qcow2_check *check, struct qcow2_error *err)
+static int judge_cluster_0(struct q2_check *check, struct qcow2_error *err)
 {
 	struct qcow2_image *image = check->image;
 	bool is_raw = check->header->autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW, data;
@@ -535,7 +535,7 @@ static int judge_cluster_0(struct qcow2_check *check, struct qcow2_error *err)
 	return 0;
 }
 
-int q2_check_data_file(struct qcow2_check *check, bool *more, struct qcow2_error *err)
+int q2_check_data_file(struct q2_check *check, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	uint64_t length, size = check->header->size;

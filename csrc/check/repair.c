@@ -17,7 +17,7 @@
 
 /* ---- passes of this file ----------------------------------------------------------------------- */
 
-static int extend_data_file(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+static int extend_data_file(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	struct qcow2_store *data = repair->image->data;
@@ -34,7 +34,7 @@ static int extend_data_file(struct qcow2_repair *repair, bool *more, struct qcow
 }
 
 /* Gives everything that several claim a place of its own, with the bytes that its entries show now. */
-int q2_repair_place_moves(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_place_moves(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	(void)more;
@@ -65,7 +65,7 @@ int q2_repair_place_moves(struct qcow2_repair *repair, bool *more, struct qcow2_
 }
 
 /* The header with another bitmap directory, or none. */
-static int store_directory(struct qcow2_repair *repair, struct qcow2_error *err)
+static int store_directory(struct q2_repair *repair, struct qcow2_error *err)
 {
 	struct qcow2_image *image = repair->image;
 	uint32_t count = (uint32_t)repair->bitmaps.count;
@@ -110,7 +110,7 @@ static int reload(struct qcow2_image *image, struct qcow2_error *err)
 	return rc ? rc : q2_image_reload_header(image, err);
 }
 
-static int switch_over(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+static int switch_over(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &repair->image->meta;
 	const struct qcow2_header saved = meta->header;
@@ -137,7 +137,7 @@ static int switch_over(struct qcow2_repair *repair, bool *more, struct qcow2_err
 }
 
 /* The host gets the space of leaked clusters back, if it wants it. needs: nothing on disk reaches them any more. */
-static int give_back(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+static int give_back(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	const struct qcow2_finding *list = repair->check->report.findings.items;
 	unsigned bits = repair->geo->cluster_bits;
@@ -200,7 +200,7 @@ void qcow2_repair_want(uint8_t wanted[QCOW2_PROBLEM_COUNT], bool leaks, bool all
 		wanted[QCOW2_PROBLEM_LEAK] = wanted[QCOW2_PROBLEM_BITMAPS_STALE] = QCOW2_REPAIR_SAFE;
 }
 
-static int refuse(const struct qcow2_check *check, const uint8_t *wanted, struct qcow2_error *err)
+static int refuse(const struct q2_check *check, const uint8_t *wanted, struct qcow2_error *err)
 {
 	const struct qcow2_check_result *sum = &check->report.sum;
 	if (!qcow2_store_writable(check->store) || check->image->begun)
@@ -220,7 +220,7 @@ static int refuse(const struct qcow2_check *check, const uint8_t *wanted, struct
 	return 0;
 }
 
-static int prepare(struct qcow2_repair *repair, struct qcow2_error *err)
+static int prepare(struct q2_repair *repair, struct qcow2_error *err)
 {
 	uint64_t spent, clusters = repair->file_clusters;
 	int rc = qcow2_store_allocated(repair->store, &spent, err);
@@ -238,45 +238,9 @@ static int prepare(struct qcow2_repair *repair, struct qcow2_error *err)
 	return repair->buffer && repair->table ? 0 : q2_error_nomem(err);
 }
 
-int qcow2_repair_new(struct qcow2_check *check, const uint8_t wanted[QCOW2_PROBLEM_COUNT],
-		     struct qcow2_repair **out, struct qcow2_error *err)
+static int step(struct qcow2_job *base, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
-	int rc = refuse(check, wanted, err);
-	if (!rc && q2_view_is_held(check->image, Q2_EVERY_VIEW))
-		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
-				  "A job that has not ended reads a snapshot of the image");
-	if (rc)
-		return q2_image_blame(check->image, rc, err);
-	struct qcow2_repair *repair = q2_new(1, sizeof *repair);
-	if (!repair)
-		return q2_error_nomem(err);
-	repair->check = check;
-	repair->image = check->image;
-	repair->store = check->store;
-	repair->geo = check->geo;
-	repair->header = *check->header;
-	memcpy(repair->wanted, wanted, sizeof repair->wanted);
-	repair->raise = q2_repair_wants(repair, QCOW2_PROBLEM_REFCOUNT_LOW);
-	repair->lower = q2_repair_wants(repair, QCOW2_PROBLEM_LEAK);
-	repair->apart = check->report.found[QCOW2_PROBLEM_OVERLAP] &&
-			q2_repair_wants(repair, QCOW2_PROBLEM_OVERLAP);
-	repair->file_clusters = repair->end = check->census.clusters;
-	repair->cursor = check->report.sum.incomplete ? repair->file_clusters : 1;
-	repair->copied.most = check->report.most;
-	repair->total = 3 * ((uint64_t)check->l2.count << check->geo->cluster_bits);
-	rc = q2_hold_take(&repair->hold, repair->image, err);
-	if (!rc)
-		rc = prepare(repair, err);
-	if (rc) {
-		qcow2_repair_free(repair);
-		return rc;
-	}
-	*out = repair;
-	return 0;
-}
-
-int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *total, struct qcow2_error *err)
-{
+	struct q2_repair *repair = (struct q2_repair *)base;
 	uint64_t deadline = q2_clock_now() + Q2_STEP_NSEC;
 	while (repair->pass < PASSES && !repair->failure.code) {
 		bool more = false;
@@ -308,23 +272,9 @@ int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done, uint64_t *tot
 	return repair->pass < PASSES;
 }
 
-uint64_t qcow2_repair_flags_fixed(const struct qcow2_repair *repair)
+static void free_repair(struct qcow2_job *base)
 {
-	return repair->copied.found[QCOW2_PROBLEM_COPIED_L2] +
-	       repair->copied.found[QCOW2_PROBLEM_COPIED_DATA];
-}
-
-const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_repair *repair, uint64_t index)
-{
-	return index < repair->copied.findings.count
-		       ? (const struct qcow2_finding *)repair->copied.findings.items + index
-		       : NULL;
-}
-
-void qcow2_repair_free(struct qcow2_repair *repair)
-{
-	if (!repair)
-		return;
+	struct q2_repair *repair = (struct q2_repair *)base;
 	q2_census_free(&repair->will);
 	q2_vec_free(&repair->moves);
 	q2_vec_free(&repair->snapshot_table);
@@ -341,8 +291,70 @@ void qcow2_repair_free(struct qcow2_repair *repair)
 	free(repair);
 }
 
-int qcow2_check_accept(struct qcow2_check *check, struct qcow2_error *err)
+static const struct q2_job_kind kind = {.step = step, .free = free_repair};
+
+int qcow2_repair_new(struct qcow2_job *job, const uint8_t wanted[QCOW2_PROBLEM_COUNT], struct qcow2_job **out,
+		     struct qcow2_error *err)
 {
+	struct q2_check *check = q2_check_of(job);
+	if (!check)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "The job is no check");
+	int rc = refuse(check, wanted, err);
+	if (!rc && q2_view_is_held(check->image, Q2_EVERY_VIEW))
+		rc = q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
+				  "A job that has not ended reads a snapshot of the image");
+	if (rc)
+		return q2_image_blame(check->image, rc, err);
+	struct q2_repair *repair = q2_new(1, sizeof *repair);
+	if (!repair)
+		return q2_error_nomem(err);
+	repair->base.kind = &kind;
+	repair->check = check;
+	repair->image = check->image;
+	repair->store = check->store;
+	repair->geo = check->geo;
+	repair->header = *check->header;
+	memcpy(repair->wanted, wanted, sizeof repair->wanted);
+	repair->raise = q2_repair_wants(repair, QCOW2_PROBLEM_REFCOUNT_LOW);
+	repair->lower = q2_repair_wants(repair, QCOW2_PROBLEM_LEAK);
+	repair->apart = check->report.found[QCOW2_PROBLEM_OVERLAP] &&
+			q2_repair_wants(repair, QCOW2_PROBLEM_OVERLAP);
+	repair->file_clusters = repair->end = check->census.clusters;
+	repair->cursor = check->report.sum.incomplete ? repair->file_clusters : 1;
+	repair->copied.most = check->report.most;
+	repair->total = 3 * ((uint64_t)check->l2.count << check->geo->cluster_bits);
+	rc = q2_hold_take(&repair->hold, repair->image, err);
+	if (!rc)
+		rc = prepare(repair, err);
+	if (rc) {
+		qcow2_job_free(&repair->base);
+		return rc;
+	}
+	*out = &repair->base;
+	return 0;
+}
+
+uint64_t qcow2_repair_flags_fixed(const struct qcow2_job *job)
+{
+	const struct q2_repair *repair = (const struct q2_repair *)job;
+	return job->kind == &kind ? repair->copied.found[QCOW2_PROBLEM_COPIED_L2] +
+					    repair->copied.found[QCOW2_PROBLEM_COPIED_DATA]
+				  : 0;
+}
+
+const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_job *job, uint64_t index)
+{
+	const struct q2_repair *repair = (const struct q2_repair *)job;
+	return job->kind == &kind && index < repair->copied.findings.count
+		       ? (const struct qcow2_finding *)repair->copied.findings.items + index
+		       : NULL;
+}
+
+int qcow2_check_accept(struct qcow2_job *job, struct qcow2_error *err)
+{
+	struct q2_check *check = q2_check_of(job);
+	if (!check)
+		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET, "The job is no check");
 	struct q2_meta *meta = &check->image->meta;
 	const struct qcow2_check_result *sum = &check->report.sum;
 	uint64_t marks = Q2_INCOMPATIBLE_DIRTY | Q2_INCOMPATIBLE_CORRUPT;

@@ -58,8 +58,9 @@ struct q2_mended {
 	bool compressed;
 };
 
-struct qcow2_repair {
-	struct qcow2_check *check; /* finished; borrowed */
+struct q2_repair {
+	struct qcow2_job base;
+	struct q2_check *check; /* finished; borrowed */
 	struct qcow2_image *image;
 	struct qcow2_store *store;
 	const struct q2_geometry *geo;
@@ -112,13 +113,13 @@ struct qcow2_repair {
 	struct q2_hold hold; /* of the image, until the last step */
 };
 
-static inline bool q2_repair_wants(const struct qcow2_repair *repair, enum qcow2_problem problem)
+static inline bool q2_repair_wants(const struct q2_repair *repair, enum qcow2_problem problem)
 {
 	return repair->wanted[problem] != QCOW2_REPAIR_NOT;
 }
 
 /* Also what loses something. */
-static inline bool q2_repair_asked(const struct qcow2_repair *repair, enum qcow2_problem problem)
+static inline bool q2_repair_asked(const struct q2_repair *repair, enum qcow2_problem problem)
 {
 	return repair->wanted[problem] == QCOW2_REPAIR_ASKED;
 }
@@ -126,88 +127,87 @@ static inline bool q2_repair_asked(const struct qcow2_repair *repair, enum qcow2
 /* ---- clusters (repair.c) ---- */
 
 /* Did the check meet two owners in one of the clusters of [at, at + length)? */
-bool q2_repair_overlaps(const struct qcow2_repair *repair, uint64_t at, uint64_t length);
+bool q2_repair_overlaps(const struct q2_repair *repair, uint64_t at, uint64_t length);
 
 /* Counts `times` references to the clusters of [at, at + length), past the end of the file too. */
-int q2_repair_refer(struct qcow2_repair *repair, uint64_t at, uint64_t length, uint64_t times,
+int q2_repair_refer(struct q2_repair *repair, uint64_t at, uint64_t length, uint64_t times,
 		    struct qcow2_error *err);
 
 /* Nothing is given away from `at` (bytes) on: what lies there must stay outside the file. */
-void q2_repair_keep_out(struct qcow2_repair *repair, uint64_t at);
+void q2_repair_keep_out(struct q2_repair *repair, uint64_t at);
 
 /* The owner of [at, at + length) has moved away. Nothing happens where there is another one. */
-int q2_repair_leave(struct qcow2_repair *repair, uint64_t at, uint64_t length, struct qcow2_error *err);
+int q2_repair_leave(struct q2_repair *repair, uint64_t at, uint64_t length, struct qcow2_error *err);
 
 /*
  * Takes clusters for `bytes` bytes in one piece that nothing reaches, in the old image or the new one. `refs`: how
  * many references they have. gives: *at. fails: `conflict` when there is no room.
  */
-int q2_repair_take(struct qcow2_repair *repair, uint64_t bytes, uint64_t refs, uint64_t *at,
+int q2_repair_take(struct q2_repair *repair, uint64_t bytes, uint64_t refs, uint64_t *at,
 		   struct qcow2_error *err);
 
 /* Writes to the image file. */
-int q2_repair_write(struct qcow2_repair *repair, uint64_t at, const void *bytes, uint64_t length,
+int q2_repair_write(struct q2_repair *repair, uint64_t at, const void *bytes, uint64_t length,
 		    struct qcow2_error *err);
 
 /* Writes those sectors of [at, at + length) in which `bytes` differs from `old`. */
-int q2_repair_write_changes(struct qcow2_repair *repair, uint64_t at, const uint8_t *old,
-			    const uint8_t *bytes, uint64_t length, struct qcow2_error *err);
+int q2_repair_write_changes(struct q2_repair *repair, uint64_t at, const uint8_t *old, const uint8_t *bytes,
+			    uint64_t length, struct qcow2_error *err);
 
 /* Fails when more is read than the file can have without tables that share their place. */
-int q2_repair_spend(struct qcow2_repair *repair, uint64_t bytes, struct qcow2_error *err);
+int q2_repair_spend(struct q2_repair *repair, uint64_t bytes, struct qcow2_error *err);
 
 /* ---- entries (repair_entry.c) ---- */
 
 /* What becomes of the entry for `guest` (bytes); `first`: it is the active disk's entry for offset 0. */
-void q2_repair_entry(const struct qcow2_repair *repair, uint64_t guest, bool first, uint64_t word,
+void q2_repair_entry(const struct q2_repair *repair, uint64_t guest, bool first, uint64_t word,
 		     uint64_t bitmap, struct q2_mended *out);
 
 /* What becomes of an L1 entry, but for the place of its table and COPIED. */
-uint64_t q2_repair_l1_entry(const struct qcow2_repair *repair, uint64_t entry);
+uint64_t q2_repair_l1_entry(const struct q2_repair *repair, uint64_t entry);
 
 /* ---- moves (repair_entry.c) ---- */
 
-int q2_repair_move(struct qcow2_repair *repair, uint64_t key, uint64_t times, struct qcow2_error *err);
-void q2_repair_sort_moves(struct qcow2_repair *repair);
-const struct q2_move *q2_repair_find_move(const struct qcow2_repair *repair, uint64_t key);
+int q2_repair_move(struct q2_repair *repair, uint64_t key, uint64_t times, struct qcow2_error *err);
+void q2_repair_sort_moves(struct q2_repair *repair);
+const struct q2_move *q2_repair_find_move(const struct q2_repair *repair, uint64_t key);
 
 /* ---- tables (repair_survey.c) ---- */
 
-static inline const struct q2_l2_table *q2_repair_table_at(const struct qcow2_repair *repair, size_t number)
+static inline const struct q2_l2_table *q2_repair_table_at(const struct q2_repair *repair, size_t number)
 {
 	return (const struct q2_l2_table *)repair->check->l2.items + number;
 }
 
 /* The number of the L2 table at `host` in check->l2, SIZE_MAX when the check met nothing in it. */
-size_t q2_repair_find_table(const struct qcow2_repair *repair, uint64_t host);
+size_t q2_repair_find_table(const struct q2_repair *repair, uint64_t host);
 
 /* Does an earlier entry of the active L1 table have the same L2 table, and is that to be mended? */
-bool q2_repair_is_extra(const struct qcow2_repair *repair, uint32_t index);
+bool q2_repair_is_extra(const struct q2_repair *repair, uint32_t index);
 
 /* Cluster 0 of the data file has data, but the disk's first entry does not say so, and that is to be mended. */
-bool q2_repair_is_lost(const struct qcow2_repair *repair);
+bool q2_repair_is_lost(const struct q2_repair *repair);
 
 /*
  * Has table `number` mended in repair->table. `log`: it will be written, so its COPIED flags are told. gives: *old,
  * its bytes in the file, good until another table is read; *changed.
  */
-int q2_repair_mended_table(struct qcow2_repair *repair, size_t number, bool log, const uint8_t **old,
+int q2_repair_mended_table(struct q2_repair *repair, size_t number, bool log, const uint8_t **old,
 			   bool *changed, struct qcow2_error *err);
 
 /* The same for a copy that active L1 entry `l1_index` gets for its own: in a data file the place goes by that. */
-int q2_repair_mended_copy(struct qcow2_repair *repair, size_t number, uint32_t l1_index,
+int q2_repair_mended_copy(struct q2_repair *repair, size_t number, uint32_t l1_index,
 			  struct qcow2_error *err);
 
 /* Calls `work` for the tables from repair->position on, as many as are done between two looks at the clock. */
-int q2_repair_each_table(struct qcow2_repair *repair, bool *more,
-			 int (*work)(struct qcow2_repair *, size_t, struct qcow2_error *),
+int q2_repair_each_table(struct q2_repair *repair, bool *more,
+			 int (*work)(struct q2_repair *, size_t, struct qcow2_error *),
 			 struct qcow2_error *err);
 
 /* ---- counts (repair_count.c) ---- */
 
 /* The count as the old refcount blocks have it. */
-int q2_repair_stored(struct qcow2_repair *repair, uint64_t cluster, uint64_t *stored,
-		     struct qcow2_error *err);
+int q2_repair_stored(struct q2_repair *repair, uint64_t cluster, uint64_t *stored, struct qcow2_error *err);
 
 /* References of a word of `will`. */
 static inline uint64_t q2_repair_refs(uint32_t word)
@@ -216,17 +216,17 @@ static inline uint64_t q2_repair_refs(uint32_t word)
 }
 
 /* The count that the repaired image has for a cluster. needs: `will` is settled. */
-int q2_repair_final(struct qcow2_repair *repair, uint64_t cluster, uint64_t *final, struct qcow2_error *err);
+int q2_repair_final(struct q2_repair *repair, uint64_t cluster, uint64_t *final, struct qcow2_error *err);
 
 /*
  * What COPIED has to be for an entry of the active disk that points at `cluster`. gives: *word with the flag set
  * right; a flag that no count vouches for stays as it is.
  */
-int q2_repair_flag(struct qcow2_repair *repair, uint64_t cluster, uint64_t *word, struct qcow2_error *err);
+int q2_repair_flag(struct q2_repair *repair, uint64_t cluster, uint64_t *word, struct qcow2_error *err);
 
 /* ---- passes: each gives *more = call again ---- */
 
-typedef int q2_repair_pass(struct qcow2_repair *repair, bool *more, struct qcow2_error *err);
+typedef int q2_repair_pass(struct q2_repair *repair, bool *more, struct qcow2_error *err);
 
 q2_repair_pass q2_repair_plan_side, q2_repair_plan_l1, q2_repair_plan_l2, q2_repair_choose_order;
 q2_repair_pass q2_repair_survey, q2_repair_survey_l1, q2_repair_survey_counts;

@@ -6,7 +6,7 @@
 
 #define SECTOR ((uint64_t)512)
 
-bool q2_repair_overlaps(const struct qcow2_repair *repair, uint64_t at, uint64_t length)
+bool q2_repair_overlaps(const struct q2_repair *repair, uint64_t at, uint64_t length)
 {
 	unsigned bits = repair->geo->cluster_bits;
 	uint64_t end = q2_min(((at + length - 1) >> bits) + 1, repair->file_clusters);
@@ -17,8 +17,7 @@ bool q2_repair_overlaps(const struct qcow2_repair *repair, uint64_t at, uint64_t
 }
 
 /* Adds the word to the clusters of [at, at + length). */
-static int add(struct qcow2_repair *repair, uint64_t at, uint64_t length, uint32_t word,
-	       struct qcow2_error *err)
+static int add(struct q2_repair *repair, uint64_t at, uint64_t length, uint32_t word, struct qcow2_error *err)
 {
 	unsigned bits = repair->geo->cluster_bits;
 	uint64_t first = at >> bits, clusters = repair->will.clusters;
@@ -28,18 +27,18 @@ static int add(struct qcow2_repair *repair, uint64_t at, uint64_t length, uint32
 	return q2_census_add(&repair->will, first, last - first + 1, word, err);
 }
 
-int q2_repair_refer(struct qcow2_repair *repair, uint64_t at, uint64_t length, uint64_t times,
+int q2_repair_refer(struct q2_repair *repair, uint64_t at, uint64_t length, uint64_t times,
 		    struct qcow2_error *err)
 {
 	return add(repair, at, length, q2_census_word(Q2_OWNER_DATA, 0, times), err);
 }
 
-void q2_repair_keep_out(struct qcow2_repair *repair, uint64_t at)
+void q2_repair_keep_out(struct q2_repair *repair, uint64_t at)
 {
 	repair->limit = q2_min(repair->limit, q2_max(at >> repair->geo->cluster_bits, repair->file_clusters));
 }
 
-int q2_repair_leave(struct qcow2_repair *repair, uint64_t at, uint64_t length, struct qcow2_error *err)
+int q2_repair_leave(struct q2_repair *repair, uint64_t at, uint64_t length, struct qcow2_error *err)
 {
 	uint32_t cluster_size = repair->geo->cluster_size;
 	int rc = 0;
@@ -50,7 +49,7 @@ int q2_repair_leave(struct qcow2_repair *repair, uint64_t at, uint64_t length, s
 	return rc;
 }
 
-static bool is_free(const struct qcow2_repair *repair, uint64_t cluster)
+static bool is_free(const struct q2_repair *repair, uint64_t cluster)
 {
 	/* What reaches a cluster through a table that cannot be followed is not known. */
 	if (cluster < repair->file_clusters &&
@@ -59,7 +58,7 @@ static bool is_free(const struct qcow2_repair *repair, uint64_t cluster)
 	return !q2_census_get(&repair->will, cluster);
 }
 
-int q2_repair_take(struct qcow2_repair *repair, uint64_t bytes, uint64_t refs, uint64_t *at,
+int q2_repair_take(struct q2_repair *repair, uint64_t bytes, uint64_t refs, uint64_t *at,
 		   struct qcow2_error *err)
 {
 	unsigned bits = repair->geo->cluster_bits;
@@ -82,14 +81,14 @@ int q2_repair_take(struct qcow2_repair *repair, uint64_t bytes, uint64_t refs, u
 	return add(repair, *at, want << bits, q2_census_word(Q2_OWNER_DATA, Q2_WORD_FRESH, refs), err);
 }
 
-int q2_repair_write(struct qcow2_repair *repair, uint64_t at, const void *bytes, uint64_t length,
+int q2_repair_write(struct q2_repair *repair, uint64_t at, const void *bytes, uint64_t length,
 		    struct qcow2_error *err)
 {
 	return qcow2_store_write(repair->store, at, bytes, length, err);
 }
 
-int q2_repair_write_changes(struct qcow2_repair *repair, uint64_t at, const uint8_t *old,
-			    const uint8_t *bytes, uint64_t length, struct qcow2_error *err)
+int q2_repair_write_changes(struct q2_repair *repair, uint64_t at, const uint8_t *old, const uint8_t *bytes,
+			    uint64_t length, struct qcow2_error *err)
 {
 	uint64_t from = 0, to = 0; /* changed, not yet written */
 	int rc = 0;
@@ -106,7 +105,7 @@ int q2_repair_write_changes(struct qcow2_repair *repair, uint64_t at, const uint
 	return rc || to == from ? rc : q2_repair_write(repair, at + from, bytes + from, to - from, err);
 }
 
-int q2_repair_spend(struct qcow2_repair *repair, uint64_t bytes, struct qcow2_error *err)
+int q2_repair_spend(struct q2_repair *repair, uint64_t bytes, struct qcow2_error *err)
 {
 	if (bytes > repair->read_budget)
 		return q2_error_set(

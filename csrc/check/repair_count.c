@@ -9,10 +9,10 @@
 
 /* ---- what a count will be ---------------------------------------------------------------------- */
 
-int q2_repair_stored(struct qcow2_repair *repair, uint64_t cluster, uint64_t *stored, struct qcow2_error *err)
+int q2_repair_stored(struct q2_repair *repair, uint64_t cluster, uint64_t *stored, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
-	const struct qcow2_check *check = repair->check;
+	const struct q2_check *check = repair->check;
 	struct q2_cache *cache = &repair->image->meta.cache;
 	uint64_t index = cluster >> g->refblock_bits;
 	uint64_t block = index < check->reftable_entries ? check->reftable[index] & ~Q2_REFTABLE_ALIAS : 0;
@@ -30,7 +30,7 @@ int q2_repair_stored(struct qcow2_repair *repair, uint64_t cluster, uint64_t *st
 }
 
 /* The count of a cluster with that word of `will` and that old count. */
-static uint64_t decide(const struct qcow2_repair *repair, uint64_t cluster, uint32_t word, uint64_t stored)
+static uint64_t decide(const struct q2_repair *repair, uint64_t cluster, uint32_t word, uint64_t stored)
 {
 	uint64_t refs = q2_min(q2_repair_refs(word), q2_refcount_max(repair->order));
 	if (word & Q2_WORD_FRESH)
@@ -45,7 +45,7 @@ static uint64_t decide(const struct qcow2_repair *repair, uint64_t cluster, uint
 	return repair->lower || left ? refs : stored;
 }
 
-int q2_repair_final(struct qcow2_repair *repair, uint64_t cluster, uint64_t *final, struct qcow2_error *err)
+int q2_repair_final(struct q2_repair *repair, uint64_t cluster, uint64_t *final, struct qcow2_error *err)
 {
 	uint64_t stored = 0;
 	int rc = repair->exact ? 0 : q2_repair_stored(repair, cluster, &stored, err);
@@ -54,7 +54,7 @@ int q2_repair_final(struct qcow2_repair *repair, uint64_t cluster, uint64_t *fin
 	return rc;
 }
 
-int q2_repair_flag(struct qcow2_repair *repair, uint64_t cluster, uint64_t *word, struct qcow2_error *err)
+int q2_repair_flag(struct q2_repair *repair, uint64_t cluster, uint64_t *word, struct qcow2_error *err)
 {
 	uint64_t final, stored;
 	int rc = q2_repair_final(repair, cluster, &final, err);
@@ -72,7 +72,7 @@ int q2_repair_flag(struct qcow2_repair *repair, uint64_t cluster, uint64_t *word
 }
 
 /* The words of `will` from `from` on as runs: the next one with references, or 0 in *count. */
-static void next_run(const struct qcow2_repair *repair, uint64_t from, uint64_t *start, uint64_t *count,
+static void next_run(const struct q2_repair *repair, uint64_t from, uint64_t *start, uint64_t *count,
 		     uint32_t *word)
 {
 	const struct q2_census *will = &repair->will;
@@ -98,7 +98,7 @@ static void next_run(const struct qcow2_repair *repair, uint64_t from, uint64_t 
 	}
 }
 
-int q2_repair_choose_order(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_choose_order(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	uint64_t highest = 0, start, count;
@@ -127,9 +127,9 @@ int q2_repair_choose_order(struct qcow2_repair *repair, bool *more, struct qcow2
 /* ---- which way --------------------------------------------------------------------------------- */
 
 /* Is there a block for every cluster with references? */
-static bool has_blocks(const struct qcow2_repair *repair)
+static bool has_blocks(const struct q2_repair *repair)
 {
-	const struct qcow2_check *check = repair->check;
+	const struct q2_check *check = repair->check;
 	uint64_t start, count;
 	uint32_t word;
 	for (next_run(repair, 0, &start, &count, &word); count;
@@ -145,9 +145,9 @@ static bool has_blocks(const struct qcow2_repair *repair)
 }
 
 /* Does anything else claim a cluster of the refcount table or of a block? */
-static bool counts_overlap(const struct qcow2_repair *repair)
+static bool counts_overlap(const struct q2_repair *repair)
 {
-	const struct qcow2_check *check = repair->check;
+	const struct q2_check *check = repair->check;
 	uint32_t cluster_size = repair->geo->cluster_size, clusters = check->header->refcount_table_clusters;
 	bool overlap = check->reftable_entries &&
 		       q2_repair_overlaps(repair, check->header->refcount_table_offset,
@@ -158,14 +158,14 @@ static bool counts_overlap(const struct qcow2_repair *repair)
 	return overlap;
 }
 
-int q2_repair_survey_counts(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_survey_counts(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	static const enum qcow2_problem structures[] = {
 		QCOW2_PROBLEM_REFTABLE_MISSING,   QCOW2_PROBLEM_REFTABLE_RESERVED,
 		QCOW2_PROBLEM_REFBLOCK_UNALIGNED, QCOW2_PROBLEM_REFBLOCK_OUTSIDE,
 		QCOW2_PROBLEM_REFBLOCK_SHARED,
 	};
-	const struct qcow2_check *check = repair->check;
+	const struct q2_check *check = repair->check;
 	const struct qcow2_header *h = check->header;
 	(void)more;
 	for (size_t i = 0; i < sizeof structures / sizeof *structures; i++)
@@ -196,7 +196,7 @@ int q2_repair_survey_counts(struct qcow2_repair *repair, bool *more, struct qcow
 /* ---- in place ---------------------------------------------------------------------------------- */
 
 /* Puts the counts of one block right: those that are too low when `raise`, else all. */
-static int sweep_block(struct qcow2_repair *repair, uint64_t index, bool raise, struct qcow2_error *err)
+static int sweep_block(struct q2_repair *repair, uint64_t index, bool raise, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	uint64_t block = repair->check->reftable[index], first = index << g->refblock_bits;
@@ -227,7 +227,7 @@ static int sweep_block(struct qcow2_repair *repair, uint64_t index, bool raise, 
 	return rc;
 }
 
-static int sweep(struct qcow2_repair *repair, bool raise, bool *more, struct qcow2_error *err)
+static int sweep(struct q2_repair *repair, bool raise, bool *more, struct qcow2_error *err)
 {
 	uint64_t entries = repair->check->reftable_entries;
 	uint64_t stop = q2_min(repair->position + 64, entries);
@@ -238,7 +238,7 @@ static int sweep(struct qcow2_repair *repair, bool raise, bool *more, struct qco
 	return rc || *more ? rc : q2_writeback_barrier(&repair->image->meta, err);
 }
 
-int q2_repair_raise(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_raise(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &repair->image->meta;
 	if (repair->beside)
@@ -258,7 +258,7 @@ int q2_repair_raise(struct qcow2_repair *repair, bool *more, struct qcow2_error 
 	return sweep(repair, true, more, err);
 }
 
-int q2_repair_lower(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_lower(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	return repair->beside ? 0 : sweep(repair, false, more, err);
 }
@@ -295,7 +295,7 @@ static int need_block(struct blueprint *print, uint64_t index, struct qcow2_erro
 }
 
 /* Blocks for the clusters of [start, start + count). */
-static int need_blocks(const struct qcow2_repair *repair, struct blueprint *print, uint64_t start,
+static int need_blocks(const struct q2_repair *repair, struct blueprint *print, uint64_t start,
 		       uint64_t count, struct qcow2_error *err)
 {
 	unsigned bits = repair->geo->cluster_bits + 3 - repair->order;
@@ -306,9 +306,9 @@ static int need_blocks(const struct qcow2_repair *repair, struct blueprint *prin
 }
 
 /* Blocks for all references, and for old counts that are kept. */
-static int need_all(struct qcow2_repair *repair, struct blueprint *print, struct qcow2_error *err)
+static int need_all(struct q2_repair *repair, struct blueprint *print, struct qcow2_error *err)
 {
-	const struct qcow2_check *check = repair->check;
+	const struct q2_check *check = repair->check;
 	unsigned old_bits = repair->geo->refblock_bits;
 	uint64_t start, count;
 	uint32_t word;
@@ -330,7 +330,7 @@ static int need_all(struct qcow2_repair *repair, struct blueprint *print, struct
 }
 
 /* Takes clusters for the blocks and the table, until the blocks count all that was taken. */
-static int place_blocks(struct qcow2_repair *repair, struct blueprint *print, struct qcow2_error *err)
+static int place_blocks(struct q2_repair *repair, struct blueprint *print, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	uint64_t table_at = 0, table_bytes = 0;
@@ -367,7 +367,7 @@ static int place_blocks(struct qcow2_repair *repair, struct blueprint *print, st
 	return q2_census_settle(&repair->will, err);
 }
 
-static int write_block(struct qcow2_repair *repair, uint64_t index, uint64_t at, struct qcow2_error *err)
+static int write_block(struct q2_repair *repair, uint64_t index, uint64_t at, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	unsigned bits = g->cluster_bits + 3 - repair->order;
@@ -385,7 +385,7 @@ static int write_block(struct qcow2_repair *repair, uint64_t index, uint64_t at,
 	return q2_repair_write(repair, at, repair->table, g->cluster_size, err);
 }
 
-int q2_repair_build_counts(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_build_counts(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	if (!repair->beside)

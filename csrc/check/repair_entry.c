@@ -6,7 +6,7 @@
 #define MOVES_SLACK ((size_t)1 << 16)
 
 /* The subclusters of `subs` read as zeros from now on, the entry has no place any more. */
-static void make_zeros(const struct qcow2_repair *repair, uint32_t subs, struct q2_mended *out)
+static void make_zeros(const struct q2_repair *repair, uint32_t subs, struct q2_mended *out)
 {
 	const struct q2_geometry *g = repair->geo;
 	*out = (struct q2_mended){0};
@@ -21,7 +21,7 @@ static void make_zeros(const struct qcow2_repair *repair, uint32_t subs, struct 
 	}
 }
 
-static void mend_compressed(const struct qcow2_repair *repair, struct q2_mended *out)
+static void mend_compressed(const struct q2_repair *repair, struct q2_mended *out)
 {
 	const struct q2_geometry *g = repair->geo;
 	struct q2_entry e = q2_entry_decode(g, out->word & ~Q2_COPIED, 0);
@@ -47,7 +47,7 @@ static void mend_compressed(const struct qcow2_repair *repair, struct q2_mended 
 }
 
 /* Bits that must not be set, and subclusters that contradict themselves. */
-static void mend_bits(const struct qcow2_repair *repair, uint64_t guest, bool first, struct q2_mended *out)
+static void mend_bits(const struct q2_repair *repair, uint64_t guest, bool first, struct q2_mended *out)
 {
 	const struct q2_geometry *g = repair->geo;
 	if (q2_repair_wants(repair, QCOW2_PROBLEM_L2_RESERVED))
@@ -75,7 +75,7 @@ static void mend_bits(const struct qcow2_repair *repair, uint64_t guest, bool fi
 		out->bitmap &= ~(uint64_t)zeros;
 }
 
-static void mend_data_file(const struct qcow2_repair *repair, uint64_t guest, struct q2_mended *out)
+static void mend_data_file(const struct q2_repair *repair, uint64_t guest, struct q2_mended *out)
 {
 	uint64_t host = out->word & Q2_OFFSET_MASK;
 	if (q2_repair_wants(repair, QCOW2_PROBLEM_COPIED_DATA))
@@ -85,7 +85,7 @@ static void mend_data_file(const struct qcow2_repair *repair, uint64_t guest, st
 		out->word = (out->word & ~Q2_OFFSET_MASK) | guest;
 }
 
-void q2_repair_entry(const struct qcow2_repair *repair, uint64_t guest, bool first, uint64_t word,
+void q2_repair_entry(const struct q2_repair *repair, uint64_t guest, bool first, uint64_t word,
 		     uint64_t bitmap, struct q2_mended *out)
 {
 	const struct q2_geometry *g = repair->geo;
@@ -128,7 +128,7 @@ void q2_repair_entry(const struct qcow2_repair *repair, uint64_t guest, bool fir
 		out->key = host;
 }
 
-uint64_t q2_repair_l1_entry(const struct qcow2_repair *repair, uint64_t entry)
+uint64_t q2_repair_l1_entry(const struct q2_repair *repair, uint64_t entry)
 {
 	uint64_t host = entry & Q2_OFFSET_MASK;
 	uint32_t cluster_size = repair->geo->cluster_size;
@@ -152,7 +152,7 @@ static int by_key(const void *a, const void *b)
 	return x->key < y->key ? -1 : x->key > y->key;
 }
 
-void q2_repair_sort_moves(struct qcow2_repair *repair)
+void q2_repair_sort_moves(struct q2_repair *repair)
 {
 	struct q2_move *list = repair->moves.items;
 	size_t count = repair->moves.count, kept = 0;
@@ -167,7 +167,7 @@ void q2_repair_sort_moves(struct qcow2_repair *repair)
 	repair->moves.count = repair->moves_compact = kept;
 }
 
-int q2_repair_move(struct qcow2_repair *repair, uint64_t key, uint64_t times, struct qcow2_error *err)
+int q2_repair_move(struct q2_repair *repair, uint64_t key, uint64_t times, struct qcow2_error *err)
 {
 	struct q2_move *move = q2_vec_push(&repair->moves, sizeof *move);
 	if (!move)
@@ -181,7 +181,7 @@ int q2_repair_move(struct qcow2_repair *repair, uint64_t key, uint64_t times, st
 	return 0;
 }
 
-const struct q2_move *q2_repair_find_move(const struct qcow2_repair *repair, uint64_t key)
+const struct q2_move *q2_repair_find_move(const struct q2_repair *repair, uint64_t key)
 {
 	if (!repair->moves.count)
 		return NULL;

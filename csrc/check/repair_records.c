@@ -28,22 +28,22 @@ static int pad(struct q2_vec *vec)
 }
 
 /* Bytes of a region that the file does not hold: it must not grow over them. */
-static void keep_out(struct qcow2_repair *repair, uint64_t at, uint64_t bytes)
+static void keep_out(struct q2_repair *repair, uint64_t at, uint64_t bytes)
 {
 	if (q2_is_aligned(at, repair->geo->cluster_size) && !q2_fits(at, bytes, repair->check->file_length))
 		q2_repair_keep_out(repair, at);
 }
 
-static bool moves_away(const struct qcow2_repair *repair, uint64_t at, uint64_t bytes)
+static bool moves_away(const struct q2_repair *repair, uint64_t at, uint64_t bytes)
 {
 	return repair->apart && bytes && q2_repair_overlaps(repair, at, bytes);
 }
 
 /* ---- header ------------------------------------------------------------------------------------ */
 
-static int plan_header(struct qcow2_repair *repair, struct qcow2_error *err)
+static int plan_header(struct q2_repair *repair, struct qcow2_error *err)
 {
-	struct qcow2_check *check = repair->check;
+	struct q2_check *check = repair->check;
 	int rc = q2_repair_refer(repair, 0, repair->geo->cluster_size, 1, err);
 	const struct q2_extension *e = q2_check_extension(check, (uint32_t)Q2_EXT_ENCRYPTION);
 	if (rc || check->header->crypt_method != Q2_CRYPT_LUKS || !e || e->length < 16)
@@ -59,21 +59,21 @@ static int plan_header(struct qcow2_repair *repair, struct qcow2_error *err)
 /* ---- snapshots --------------------------------------------------------------------------------- */
 
 /* The disk that an L1 table of so many entries can map, in bytes; at most `size`. */
-static uint64_t mapped(const struct qcow2_repair *repair, uint32_t entries, uint64_t size)
+static uint64_t mapped(const struct q2_repair *repair, uint32_t entries, uint64_t size)
 {
 	unsigned span = repair->geo->cluster_bits + repair->geo->l2_bits;
 	return entries <= INT64_MAX >> span ? q2_min(size, (uint64_t)entries << span) : size;
 }
 
 /* Does it get the size of its disk, which it lacks? */
-static bool is_completed(const struct qcow2_repair *repair, const struct q2_snapshot_record *r)
+static bool is_completed(const struct q2_repair *repair, const struct q2_snapshot_record *r)
 {
 	return repair->check->header->version >= 3 && r->extra_length < EXTRA_LEAST &&
 	       q2_repair_wants(repair, QCOW2_PROBLEM_SNAPSHOT_INCOMPLETE);
 }
 
 /* Appends the record as it will be, with `disk` for the size of its disk. needs: `bytes` holds all of it. */
-static int keep_record(struct qcow2_repair *repair, const uint8_t *bytes, const struct q2_snapshot_record *r,
+static int keep_record(struct q2_repair *repair, const uint8_t *bytes, const struct q2_snapshot_record *r,
 		       uint64_t disk, struct qcow2_error *err)
 {
 	struct q2_vec *table = &repair->snapshot_table;
@@ -108,10 +108,10 @@ static int keep_record(struct qcow2_repair *repair, const uint8_t *bytes, const 
 }
 
 /* What becomes of a snapshot. */
-static int plan_snapshot(struct qcow2_repair *repair, const uint8_t *bytes,
-			 const struct q2_snapshot_record *r, struct qcow2_error *err)
+static int plan_snapshot(struct q2_repair *repair, const uint8_t *bytes, const struct q2_snapshot_record *r,
+			 struct qcow2_error *err)
 {
-	struct qcow2_check *check = repair->check;
+	struct q2_check *check = repair->check;
 	uint64_t l1_bytes = (uint64_t)r->l1_size * 8;
 	struct q2_kept_snapshot kept = {repair->snapshot_table.count, r->l1_table_offset, r->l1_size,
 					r->l1_size};
@@ -149,9 +149,9 @@ static int plan_snapshot(struct qcow2_repair *repair, const uint8_t *bytes,
 	return keep_record(repair, bytes, r, disk, err);
 }
 
-static int plan_snapshots(struct qcow2_repair *repair, struct qcow2_error *err)
+static int plan_snapshots(struct q2_repair *repair, struct qcow2_error *err)
 {
-	struct qcow2_check *check = repair->check;
+	struct q2_check *check = repair->check;
 	const struct qcow2_header *h = check->header;
 	uint64_t at = h->snapshots_offset;
 	uint64_t stop = q2_min(q2_round_up(check->file_length, 8), at + Q2_MAX_SNAPSHOT_TABLE);
@@ -215,7 +215,7 @@ static int plan_snapshots(struct qcow2_repair *repair, struct qcow2_error *err)
 		       : q2_repair_refer(repair, h->snapshots_offset, repair->snapshots_bytes, 1, err);
 }
 
-static int place_snapshots(struct qcow2_repair *repair, struct qcow2_error *err)
+static int place_snapshots(struct q2_repair *repair, struct qcow2_error *err)
 {
 	struct q2_vec *table = &repair->snapshot_table;
 	uint64_t at = 0;
@@ -241,7 +241,7 @@ struct bits_verdict {
 	bool broken, overlap;
 };
 
-static int walk_bits(struct qcow2_repair *repair, const struct q2_bitmap_record *r, bool count,
+static int walk_bits(struct q2_repair *repair, const struct q2_bitmap_record *r, bool count,
 		     struct bits_verdict *verdict, struct qcow2_error *err)
 {
 	uint32_t cluster_size = repair->geo->cluster_size;
@@ -272,7 +272,7 @@ static int walk_bits(struct qcow2_repair *repair, const struct q2_bitmap_record 
 	return rc;
 }
 
-static int plan_bitmap(struct qcow2_repair *repair, const uint8_t *bytes, const struct q2_bitmap_record *r,
+static int plan_bitmap(struct q2_repair *repair, const uint8_t *bytes, const struct q2_bitmap_record *r,
 		       bool same_name, struct qcow2_error *err)
 {
 	uint64_t table_bytes = (uint64_t)r->table_entries * 8;
@@ -315,7 +315,7 @@ static int plan_bitmap(struct qcow2_repair *repair, const uint8_t *bytes, const 
 }
 
 /* What is broken goes when that is wanted, else nothing of the directory can be changed. */
-static void break_off(struct qcow2_repair *repair, bool *frozen)
+static void break_off(struct q2_repair *repair, bool *frozen)
 {
 	if (q2_repair_wants(repair, QCOW2_PROBLEM_BITMAP_DIRECTORY))
 		repair->bitmaps_change = true;
@@ -323,8 +323,7 @@ static void break_off(struct qcow2_repair *repair, bool *frozen)
 		*frozen = repair->incomplete = true;
 }
 
-static int plan_directory(struct qcow2_repair *repair, const struct q2_bitmaps_ext *ext,
-			  struct qcow2_error *err)
+static int plan_directory(struct q2_repair *repair, const struct q2_bitmaps_ext *ext, struct qcow2_error *err)
 {
 	uint64_t at = ext->directory_offset, stop = at + ext->directory_size;
 	bool frozen = false;
@@ -366,9 +365,9 @@ static int plan_directory(struct qcow2_repair *repair, const struct q2_bitmaps_e
 		       : q2_repair_refer(repair, ext->directory_offset, ext->directory_size, 1, err);
 }
 
-static int plan_bitmaps(struct qcow2_repair *repair, struct qcow2_error *err)
+static int plan_bitmaps(struct q2_repair *repair, struct qcow2_error *err)
 {
-	struct qcow2_check *check = repair->check;
+	struct q2_check *check = repair->check;
 	const struct q2_extension *e = q2_check_extension(check, (uint32_t)Q2_EXT_BITMAPS);
 	struct q2_bitmaps_ext ext = {0};
 	bool frozen;
@@ -394,7 +393,7 @@ static int plan_bitmaps(struct qcow2_repair *repair, struct qcow2_error *err)
 }
 
 /* Copies a bitmap's table, and those of its data that others claim too. */
-static int place_bitmap(struct qcow2_repair *repair, const struct q2_kept_bitmap *bitmap,
+static int place_bitmap(struct q2_repair *repair, const struct q2_kept_bitmap *bitmap,
 			struct qcow2_error *err)
 {
 	uint32_t cluster_size = repair->geo->cluster_size;
@@ -429,7 +428,7 @@ static int place_bitmap(struct qcow2_repair *repair, const struct q2_kept_bitmap
 	return rc;
 }
 
-static int place_bitmaps(struct qcow2_repair *repair, struct qcow2_error *err)
+static int place_bitmaps(struct q2_repair *repair, struct qcow2_error *err)
 {
 	int rc = 0;
 	if (!repair->bitmaps_change)
@@ -449,7 +448,7 @@ static int place_bitmaps(struct qcow2_repair *repair, struct qcow2_error *err)
 
 /* ---- passes ------------------------------------------------------------------------------------ */
 
-int q2_repair_plan_side(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_plan_side(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	int rc = plan_header(repair, err);
@@ -458,7 +457,7 @@ int q2_repair_plan_side(struct qcow2_repair *repair, bool *more, struct qcow2_er
 	return rc ? rc : plan_bitmaps(repair, err);
 }
 
-int q2_repair_place_side(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_place_side(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	if (!repair->beside)

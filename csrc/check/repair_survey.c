@@ -12,7 +12,7 @@
 /* ---- L1: counting ------------------------------------------------------------------------------ */
 
 /* One entry that is not 0 and is no second one for its table. */
-static int plan_entry(struct qcow2_repair *repair, uint64_t entry, struct qcow2_error *err)
+static int plan_entry(struct q2_repair *repair, uint64_t entry, struct qcow2_error *err)
 {
 	uint64_t host = q2_repair_l1_entry(repair, entry) & Q2_OFFSET_MASK, old = entry & Q2_OFFSET_MASK;
 	uint32_t cluster_size = repair->geo->cluster_size;
@@ -50,7 +50,7 @@ static int by_place(const void *a, const void *b)
 }
 
 /* Marks the active entries whose L2 table an earlier entry has. */
-static int find_extra(struct qcow2_repair *repair, struct qcow2_error *err)
+static int find_extra(struct q2_repair *repair, struct qcow2_error *err)
 {
 	uint32_t entries = repair->check->header->l1_size, count = 0;
 	q2_auto struct table_row *places = q2_new(entries, sizeof *places);
@@ -71,18 +71,18 @@ static int find_extra(struct qcow2_repair *repair, struct qcow2_error *err)
 	return 0;
 }
 
-bool q2_repair_is_extra(const struct qcow2_repair *repair, uint32_t index)
+bool q2_repair_is_extra(const struct q2_repair *repair, uint32_t index)
 {
 	return repair->l1_extra && repair->l1_extra[index];
 }
 
-bool q2_repair_is_lost(const struct qcow2_repair *repair)
+bool q2_repair_is_lost(const struct q2_repair *repair)
 {
 	return repair->check->report.found[QCOW2_PROBLEM_DATA_FILE_LOST] &&
 	       q2_repair_wants(repair, QCOW2_PROBLEM_DATA_FILE_LOST);
 }
 
-static int plan_active(struct qcow2_repair *repair, struct qcow2_error *err)
+static int plan_active(struct q2_repair *repair, struct qcow2_error *err)
 {
 	const struct qcow2_header *h = repair->check->header;
 	uint64_t at = h->l1_table_offset, bytes = (uint64_t)h->l1_size * 8;
@@ -116,7 +116,7 @@ static int plan_active(struct qcow2_repair *repair, struct qcow2_error *err)
 	return rc;
 }
 
-static int plan_snapshot(struct qcow2_repair *repair, const struct q2_kept_snapshot *snapshot,
+static int plan_snapshot(struct q2_repair *repair, const struct q2_kept_snapshot *snapshot,
 			 struct qcow2_error *err)
 {
 	uint64_t bytes = (uint64_t)snapshot->l1_size * 8, at, length;
@@ -143,7 +143,7 @@ static int plan_snapshot(struct qcow2_repair *repair, const struct q2_kept_snaps
 	return q2_repair_refer(repair, snapshot->l1_at, bytes, 1, err);
 }
 
-int q2_repair_plan_l1(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_plan_l1(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	int rc = plan_active(repair, err);
@@ -159,7 +159,7 @@ int q2_repair_plan_l1(struct qcow2_repair *repair, bool *more, struct qcow2_erro
 
 /* ---- L2 ---------------------------------------------------------------------------------------- */
 
-size_t q2_repair_find_table(const struct qcow2_repair *repair, uint64_t host)
+size_t q2_repair_find_table(const struct q2_repair *repair, uint64_t host)
 {
 	size_t low = 0, high = repair->check->l2.count;
 	while (low < high) {
@@ -173,8 +173,7 @@ size_t q2_repair_find_table(const struct qcow2_repair *repair, uint64_t host)
 }
 
 /* gives: the table's bytes, as the file has them; tables behind it are read along. */
-static int load_table(struct qcow2_repair *repair, size_t number, const uint8_t **bytes,
-		      struct qcow2_error *err)
+static int load_table(struct q2_repair *repair, size_t number, const uint8_t **bytes, struct qcow2_error *err)
 {
 	unsigned bits = repair->geo->cluster_bits;
 	uint64_t at = q2_repair_table_at(repair, number)->at;
@@ -195,7 +194,7 @@ static int load_table(struct qcow2_repair *repair, size_t number, const uint8_t 
 }
 
 /* Entry `index` of a table, mended; false: there is none and there will be none. */
-static bool mend(const struct qcow2_repair *repair, const struct q2_l2_table *table, const uint8_t *bytes,
+static bool mend(const struct q2_repair *repair, const struct q2_l2_table *table, const uint8_t *bytes,
 		 uint32_t index, uint64_t *word, uint64_t *bitmap, struct q2_mended *out)
 {
 	const struct q2_geometry *g = repair->geo;
@@ -211,7 +210,7 @@ static bool mend(const struct qcow2_repair *repair, const struct q2_l2_table *ta
 }
 
 /* What the old entry shows behind the file's end are zeros; until the switch nothing else may get there. */
-static int reserve(struct qcow2_repair *repair, uint64_t word, struct qcow2_error *err)
+static int reserve(struct q2_repair *repair, uint64_t word, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	uint64_t host = word & Q2_OFFSET_MASK, length = g->cluster_size;
@@ -225,7 +224,7 @@ static int reserve(struct qcow2_repair *repair, uint64_t word, struct qcow2_erro
 		       : q2_repair_refer(repair, host, length, 0, err);
 }
 
-static int plan_table(struct qcow2_repair *repair, const struct q2_l2_table *table, const uint8_t *bytes,
+static int plan_table(struct q2_repair *repair, const struct q2_l2_table *table, const uint8_t *bytes,
 		      struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
@@ -260,8 +259,8 @@ static int plan_table(struct qcow2_repair *repair, const struct q2_l2_table *tab
 	return rc ? rc : q2_repair_refer(repair, start, end - start, table->times, err);
 }
 
-int q2_repair_each_table(struct qcow2_repair *repair, bool *more,
-			 int (*work)(struct qcow2_repair *, size_t, struct qcow2_error *),
+int q2_repair_each_table(struct q2_repair *repair, bool *more,
+			 int (*work)(struct q2_repair *, size_t, struct qcow2_error *),
 			 struct qcow2_error *err)
 {
 	size_t count = q2_max(SHARE >> repair->geo->cluster_bits, 1);
@@ -275,20 +274,20 @@ int q2_repair_each_table(struct qcow2_repair *repair, bool *more,
 	return rc;
 }
 
-static int plan_one(struct qcow2_repair *repair, size_t number, struct qcow2_error *err)
+static int plan_one(struct q2_repair *repair, size_t number, struct qcow2_error *err)
 {
 	const uint8_t *bytes;
 	int rc = load_table(repair, number, &bytes, err);
 	return rc ? rc : plan_table(repair, q2_repair_table_at(repair, number), bytes, err);
 }
 
-int q2_repair_plan_l2(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_plan_l2(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	return q2_repair_each_table(repair, more, plan_one, err);
 }
 
-static int log_copied(struct qcow2_repair *repair, const struct q2_l2_table *table, uint32_t index,
-		      uint64_t old, uint64_t word, uint64_t bitmap, struct qcow2_error *err)
+static int log_copied(struct q2_repair *repair, const struct q2_l2_table *table, uint32_t index, uint64_t old,
+		      uint64_t word, uint64_t bitmap, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	uint64_t host = old & Q2_OFFSET_MASK;
@@ -313,8 +312,8 @@ static int log_copied(struct qcow2_repair *repair, const struct q2_l2_table *tab
 }
 
 /* The word's place and COPIED flag. */
-static int settle_word(struct qcow2_repair *repair, const struct q2_l2_table *table,
-		       const struct q2_mended *m, uint64_t *word, struct qcow2_error *err)
+static int settle_word(struct q2_repair *repair, const struct q2_l2_table *table, const struct q2_mended *m,
+		       uint64_t *word, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	const struct q2_move *move = m->key ? q2_repair_find_move(repair, m->key) : NULL;
@@ -332,7 +331,7 @@ static int settle_word(struct qcow2_repair *repair, const struct q2_l2_table *ta
 }
 
 /* Repairs a table in `bytes`. `log`: it will be written, so what it gets is told. */
-static int mend_table(struct qcow2_repair *repair, const struct q2_l2_table *table, uint8_t *bytes, bool log,
+static int mend_table(struct q2_repair *repair, const struct q2_l2_table *table, uint8_t *bytes, bool log,
 		      bool *changed, struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
@@ -361,7 +360,7 @@ static int mend_table(struct qcow2_repair *repair, const struct q2_l2_table *tab
 	return 0;
 }
 
-int q2_repair_mended_table(struct qcow2_repair *repair, size_t number, bool log, const uint8_t **old,
+int q2_repair_mended_table(struct q2_repair *repair, size_t number, bool log, const uint8_t **old,
 			   bool *changed, struct qcow2_error *err)
 {
 	int rc = load_table(repair, number, old, err);
@@ -371,8 +370,7 @@ int q2_repair_mended_table(struct qcow2_repair *repair, size_t number, bool log,
 	return mend_table(repair, q2_repair_table_at(repair, number), repair->table, log, changed, err);
 }
 
-int q2_repair_mended_copy(struct qcow2_repair *repair, size_t number, uint32_t l1_index,
-			  struct qcow2_error *err)
+int q2_repair_mended_copy(struct q2_repair *repair, size_t number, uint32_t l1_index, struct qcow2_error *err)
 {
 	struct q2_l2_table copy = *q2_repair_table_at(repair, number);
 	const uint8_t *old;
@@ -385,7 +383,7 @@ int q2_repair_mended_copy(struct qcow2_repair *repair, size_t number, uint32_t l
 	return mend_table(repair, &copy, repair->table, false, &changed, err);
 }
 
-static int survey_one(struct qcow2_repair *repair, size_t number, struct qcow2_error *err)
+static int survey_one(struct q2_repair *repair, size_t number, struct qcow2_error *err)
 {
 	const struct q2_l2_table *table = q2_repair_table_at(repair, number);
 	uint32_t cluster_size = repair->geo->cluster_size;
@@ -399,13 +397,13 @@ static int survey_one(struct qcow2_repair *repair, size_t number, struct qcow2_e
 	return rc;
 }
 
-int q2_repair_survey(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_survey(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	return q2_repair_each_table(repair, more, survey_one, err);
 }
 
 /* Where COPIED of an active L1 entry follows a count that goes down to one. */
-int q2_repair_survey_l1(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_survey_l1(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	int rc = 0;

@@ -8,8 +8,8 @@
 
 /* ---- in place ---------------------------------------------------------------------------------- */
 
-static int log_copied_l2(struct qcow2_repair *repair, uint64_t at, uint32_t index, uint64_t old,
-			 uint64_t word, struct qcow2_error *err)
+static int log_copied_l2(struct q2_repair *repair, uint64_t at, uint32_t index, uint64_t old, uint64_t word,
+			 struct qcow2_error *err)
 {
 	const struct q2_geometry *g = repair->geo;
 	struct qcow2_finding finding = q2_report_blank(QCOW2_PROBLEM_COPIED_L2);
@@ -32,7 +32,7 @@ static int log_copied_l2(struct qcow2_repair *repair, uint64_t at, uint32_t inde
 }
 
 /* Sets COPIED of all active L1 entries. needs: `will` is settled. */
-static int flag_l1(struct qcow2_repair *repair, struct qcow2_error *err)
+static int flag_l1(struct q2_repair *repair, struct qcow2_error *err)
 {
 	int rc = 0;
 	for (uint32_t i = 0; !rc && repair->l1 && i < repair->check->header->l1_size; i++) {
@@ -44,7 +44,7 @@ static int flag_l1(struct qcow2_repair *repair, struct qcow2_error *err)
 }
 
 /* Pieces of the active table, each compared with what it becomes. `write`: changed sectors are written. */
-static int compare_l1(struct qcow2_repair *repair, bool write, bool *changed, struct qcow2_error *err)
+static int compare_l1(struct q2_repair *repair, bool write, bool *changed, struct qcow2_error *err)
 {
 	const struct qcow2_header *h = repair->check->header;
 	uint64_t bytes = (uint64_t)h->l1_size * 8;
@@ -74,7 +74,7 @@ static int compare_l1(struct qcow2_repair *repair, bool write, bool *changed, st
 	return 0;
 }
 
-static int write_snapshot(struct qcow2_repair *repair, const struct q2_kept_snapshot *snapshot,
+static int write_snapshot(struct q2_repair *repair, const struct q2_kept_snapshot *snapshot,
 			  struct qcow2_error *err)
 {
 	struct q2_scan scan = {0};
@@ -101,7 +101,7 @@ static int write_snapshot(struct qcow2_repair *repair, const struct q2_kept_snap
 	return rc;
 }
 
-static int write_one(struct qcow2_repair *repair, size_t number, struct qcow2_error *err)
+static int write_one(struct q2_repair *repair, size_t number, struct qcow2_error *err)
 {
 	const uint8_t *old;
 	bool changed;
@@ -114,7 +114,7 @@ static int write_one(struct qcow2_repair *repair, size_t number, struct qcow2_er
 	return rc ? rc : q2_repair_write_changes(repair, at, old, repair->table, length, err);
 }
 
-int q2_repair_write_entries(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_write_entries(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	if (repair->beside)
 		return 0;
@@ -136,7 +136,7 @@ int q2_repair_write_entries(struct qcow2_repair *repair, bool *more, struct qcow
 
 /* ---- beside ------------------------------------------------------------------------------------ */
 
-static int place_one(struct qcow2_repair *repair, size_t number, struct qcow2_error *err)
+static int place_one(struct q2_repair *repair, size_t number, struct qcow2_error *err)
 {
 	const struct q2_l2_table *table = q2_repair_table_at(repair, number);
 	uint32_t cluster_size = repair->geo->cluster_size;
@@ -158,13 +158,13 @@ static int place_one(struct qcow2_repair *repair, size_t number, struct qcow2_er
 	return rc;
 }
 
-int q2_repair_place_l2(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_place_l2(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	return repair->beside ? q2_repair_each_table(repair, more, place_one, err) : 0;
 }
 
 /* The place that the L2 table of an entry has in the repaired image. */
-static int follow(struct qcow2_repair *repair, uint64_t *entry, struct qcow2_error *err)
+static int follow(struct q2_repair *repair, uint64_t *entry, struct qcow2_error *err)
 {
 	uint64_t host = *entry & Q2_OFFSET_MASK;
 	uint32_t cluster_size = repair->geo->cluster_size;
@@ -187,7 +187,7 @@ static int follow(struct qcow2_repair *repair, uint64_t *entry, struct qcow2_err
 }
 
 /* A table of its own for an active entry that shares one with an earlier entry. */
-static int copy_apart(struct qcow2_repair *repair, uint32_t index, uint64_t *entry, struct qcow2_error *err)
+static int copy_apart(struct q2_repair *repair, uint32_t index, uint64_t *entry, struct qcow2_error *err)
 {
 	size_t number = q2_repair_find_table(repair, *entry & Q2_OFFSET_MASK);
 	uint32_t cluster_size = repair->geo->cluster_size;
@@ -207,7 +207,7 @@ static int copy_apart(struct qcow2_repair *repair, uint32_t index, uint64_t *ent
 }
 
 /* A table that says nothing but that guest cluster 0 is in the data file. */
-static int make_first(struct qcow2_repair *repair, uint64_t *entry, struct qcow2_error *err)
+static int make_first(struct q2_repair *repair, uint64_t *entry, struct qcow2_error *err)
 {
 	uint32_t cluster_size = repair->geo->cluster_size;
 	uint64_t at, old = *entry & Q2_OFFSET_MASK;
@@ -225,7 +225,7 @@ static int make_first(struct qcow2_repair *repair, uint64_t *entry, struct qcow2
 	return rc;
 }
 
-static int place_active(struct qcow2_repair *repair, struct qcow2_error *err)
+static int place_active(struct q2_repair *repair, struct qcow2_error *err)
 {
 	const struct qcow2_header *h = repair->check->header;
 	uint64_t bytes = (uint64_t)h->l1_size * 8, at;
@@ -260,7 +260,7 @@ static int place_active(struct qcow2_repair *repair, struct qcow2_error *err)
 	return rc;
 }
 
-static int place_snapshot(struct qcow2_repair *repair, struct q2_kept_snapshot *snapshot,
+static int place_snapshot(struct q2_repair *repair, struct q2_kept_snapshot *snapshot,
 			  struct qcow2_error *err)
 {
 	uint64_t bytes = (uint64_t)snapshot->l1_size * 8, fresh_bytes = (uint64_t)snapshot->l1_new * 8, at;
@@ -297,7 +297,7 @@ static int place_snapshot(struct qcow2_repair *repair, struct q2_kept_snapshot *
 	return 0;
 }
 
-int q2_repair_place_l1(struct qcow2_repair *repair, bool *more, struct qcow2_error *err)
+int q2_repair_place_l1(struct q2_repair *repair, bool *more, struct qcow2_error *err)
 {
 	(void)more;
 	if (!repair->beside)

@@ -111,15 +111,14 @@ int q2_scan_tables(struct q2_table_place *tables, size_t count, struct q2_vec *s
 	return 0;
 }
 
-bool q2_scan_fits(const struct qcow2_check *check, uint64_t at, uint64_t bytes)
+bool q2_scan_fits(const struct q2_check *check, uint64_t at, uint64_t bytes)
 {
 	uint32_t cluster_size = check->geo->cluster_size;
 	return q2_is_aligned(at, cluster_size) && at >= cluster_size &&
 	       q2_fits(at, bytes, check->file_length);
 }
 
-int q2_scan_count(struct qcow2_check *check, uint64_t at, uint64_t bytes, uint32_t word,
-		  struct qcow2_error *err)
+int q2_scan_count(struct q2_check *check, uint64_t at, uint64_t bytes, uint32_t word, struct qcow2_error *err)
 {
 	if (!bytes || at >= check->file_length)
 		return 0;
@@ -129,7 +128,7 @@ int q2_scan_count(struct qcow2_check *check, uint64_t at, uint64_t bytes, uint32
 	return q2_census_add(&check->census, first, ((at + bytes - 1) >> bits) - first + 1, word, err);
 }
 
-int q2_scan_count_tables(struct qcow2_check *check, const struct q2_vec *tables, enum q2_owner owner,
+int q2_scan_count_tables(struct q2_check *check, const struct q2_vec *tables, enum q2_owner owner,
 			 struct qcow2_error *err)
 {
 	const struct q2_table_place *table = tables->items;
@@ -154,7 +153,7 @@ int q2_scan_count_tables(struct qcow2_check *check, const struct q2_vec *tables,
 	return rc;
 }
 
-void q2_scan_read(struct qcow2_check *check, struct q2_report *report, uint64_t at, void *buf, size_t length,
+void q2_scan_read(struct q2_check *check, struct q2_report *report, uint64_t at, void *buf, size_t length,
 		  bool *unread)
 {
 	struct qcow2_error err;
@@ -173,7 +172,7 @@ void q2_scan_read(struct qcow2_check *check, struct q2_report *report, uint64_t 
 /* ---- threads ----------------------------------------------------------------------------------- */
 
 struct crew {
-	struct qcow2_check *check;
+	struct q2_check *check;
 	q2_unit_work *work;
 	size_t first, count;
 	atomic_size_t next;
@@ -222,7 +221,7 @@ static unsigned start_helpers(struct crew *crew, struct member *members, unsigne
 	return started;
 }
 
-int q2_scan_units(struct qcow2_check *check, q2_unit_work *work, size_t first, size_t count,
+int q2_scan_units(struct q2_check *check, q2_unit_work *work, size_t first, size_t count,
 		  struct qcow2_error *err)
 {
 	struct crew crew = {.check = check, .work = work, .first = first, .count = count};

@@ -351,7 +351,7 @@ static size_t survey_at(const struct q2_chain_job *layers, uint64_t position, ui
 static int list(struct q2_chain_job *layers, struct chain_unit *unit, uint64_t start, uint64_t end,
 		uint64_t deadline, struct qcow2_error *err)
 {
-	struct qcow2_job *job = &layers->job;
+	struct q2_pool_job *job = &layers->job;
 	uint64_t window = 0; /* its end, once there is a first stretch */
 	while (job->position < end && unit->count < MAX_STRETCHES) {
 		uint64_t local = job->position - start;
@@ -384,7 +384,7 @@ static int list(struct q2_chain_job *layers, struct chain_unit *unit, uint64_t s
 	return 0;
 }
 
-static int fill(struct qcow2_job *job, void *what, uint64_t deadline, bool *worth, struct qcow2_error *err)
+static int fill(struct q2_pool_job *job, void *what, uint64_t deadline, bool *worth, struct qcow2_error *err)
 {
 	struct q2_chain_job *layers = (struct q2_chain_job *)job;
 	struct chain_unit *unit = what;
@@ -412,7 +412,8 @@ static int fill(struct qcow2_job *job, void *what, uint64_t deadline, bool *wort
 	return rc;
 }
 
-static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *what, struct qcow2_error *err)
+static int finish(struct q2_pool_job *job, int stopped, const struct qcow2_error *what,
+		  struct qcow2_error *err)
 {
 	struct q2_chain_job *layers = (struct q2_chain_job *)job;
 	(void)stopped; /* units only fail */
@@ -420,7 +421,7 @@ static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *
 	return layers->ops->finish(layers, err);
 }
 
-static void free_layers(struct qcow2_job *job)
+static void free_layers(struct q2_pool_job *job)
 {
 	struct q2_chain_job *layers = (struct q2_chain_job *)job;
 	for (size_t i = 0; i < layers->surveys; i++)
@@ -431,12 +432,12 @@ static void free_layers(struct qcow2_job *job)
 	layers->ops->free(layers);
 }
 
-static const struct q2_job_ops job_ops = {.fill = fill, .finish = finish, .free = free_layers};
+static const struct q2_pool_job_ops job_ops = {.fill = fill, .finish = finish, .free = free_layers};
 
 void q2_chain_job_init(struct q2_chain_job *layers, const struct q2_chain_job_ops *ops,
 		       struct qcow2_image *target)
 {
-	layers->job.ops = &job_ops;
+	layers->job = (struct q2_pool_job){.base = {&q2_pool_job_kind}, .ops = &job_ops};
 	layers->ops = ops;
 	q2_image_writer_init(&layers->target, target);
 }

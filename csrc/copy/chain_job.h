@@ -35,7 +35,7 @@ struct q2_chain_job_ops {
 
 /* Every kind begins with this; zeroed at first. */
 struct q2_chain_job {
-	struct qcow2_job job;
+	struct q2_pool_job job;
 	const struct q2_chain_job_ops *ops;
 	struct q2_image_writer target;
 	uint64_t size;               /* bytes of the disk */

@@ -142,9 +142,9 @@ int qcow2_commit_new(struct qcow2_image *overlay, struct qcow2_image *base,
 	if (!rc)
 		rc = q2_chain_job_start(&commit->layers, overlay->size, options->threads, err);
 	if (rc) {
-		qcow2_job_free(&commit->layers.job);
+		qcow2_job_free(&commit->layers.job.base);
 		return rc;
 	}
-	*out = &commit->layers.job;
+	*out = &commit->layers.job.base;
 	return 0;
 }

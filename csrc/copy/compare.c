@@ -32,7 +32,7 @@ struct compare_worker {
 };
 
 struct compare {
-	struct qcow2_job job;
+	struct q2_pool_job job;
 	struct q2_source sources[2];
 	bool strict;
 	enum qcow2_difference result; /* what the listing alone sees lies at the job's position */
@@ -158,7 +158,7 @@ static int find_both(struct compare *compare, uint64_t limit, struct q2_piece pi
 	return 0;
 }
 
-static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool *worth,
+static int fill_unit(struct q2_pool_job *job, void *what, uint64_t deadline, bool *worth,
 		     struct qcow2_error *err)
 {
 	struct compare *compare = (struct compare *)job;
@@ -203,7 +203,8 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 	return 0;
 }
 
-static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *what, struct qcow2_error *err)
+static int finish(struct q2_pool_job *job, int stopped, const struct qcow2_error *what,
+		  struct qcow2_error *err)
 {
 	struct compare *compare = (struct compare *)job;
 	(void)err; /* nothing is written */
@@ -215,7 +216,7 @@ static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *
 	return 0;
 }
 
-static void free_compare(struct qcow2_job *job)
+static void free_compare(struct q2_pool_job *job)
 {
 	struct compare *compare = (struct compare *)job;
 	q2_source_free(&compare->sources[0]);
@@ -223,12 +224,12 @@ static void free_compare(struct qcow2_job *job)
 	free(compare);
 }
 
-static const struct q2_job_ops ops = {.fill = fill_unit, .finish = finish, .free = free_compare};
+static const struct q2_pool_job_ops ops = {.fill = fill_unit, .finish = finish, .free = free_compare};
 
 enum qcow2_difference qcow2_compare_result(const struct qcow2_job *job, uint64_t *offset)
 {
 	const struct compare *compare = (const struct compare *)job;
-	bool known = job->ops == &ops && job->phase == Q2_JOB_DONE;
+	bool known = q2_pool_job_of(job, &ops) && compare->job.phase == Q2_JOB_DONE;
 	*offset = known ? compare->offset : UINT64_MAX;
 	return known ? compare->result : QCOW2_SAME;
 }
@@ -244,7 +245,7 @@ int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict,
 	struct compare *compare = q2_new(1, sizeof *compare);
 	if (!compare)
 		return q2_error_nomem(err);
-	compare->job.ops = &ops;
+	compare->job = (struct q2_pool_job){.base = {&q2_pool_job_kind}, .ops = &ops};
 	compare->strict = strict;
 	compare->offset = UINT64_MAX;
 	int rc = q2_hold_take(&compare->job.hold, a, err);
@@ -257,7 +258,7 @@ int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict,
 	if (!rc)
 		rc = q2_pool_new(&work, compare, threads, &compare->job.pool, err);
 	if (rc) {
-		qcow2_job_free(&compare->job);
+		qcow2_job_free(&compare->job.base);
 		return rc;
 	}
 	compare->job.end = q2_max(compare->sources[0].length, compare->sources[1].length);
@@ -265,6 +266,6 @@ int qcow2_compare_new(struct qcow2_image *a, struct qcow2_image *b, bool strict,
 		compare->result = QCOW2_DIFFERENT_SIZE;
 		compare->job.listed = true;
 	}
-	*out = &compare->job;
+	*out = &compare->job.base;
 	return 0;
 }

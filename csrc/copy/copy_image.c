@@ -16,7 +16,7 @@
 /* Long zeros from a window's start on: whole windows of them are one unit. gives: false when there are none. */
 static bool fill_zeros(struct q2_copy *copy, struct q2_copy_unit *unit, const struct q2_piece *piece)
 {
-	struct qcow2_job *job = &copy->job;
+	struct q2_pool_job *job = &copy->job;
 	if (!q2_piece_is_zero(piece) || job->position % copy->window || !copy->sparse_size ||
 	    q2_copy_unit_is_left_alone(copy, piece))
 		return false;
@@ -31,7 +31,7 @@ static bool fill_zeros(struct q2_copy *copy, struct q2_copy_unit *unit, const st
 	return true;
 }
 
-static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool *worth,
+static int fill_unit(struct q2_pool_job *job, void *what, uint64_t deadline, bool *worth,
 		     struct qcow2_error *err)
 {
 	struct q2_copy *copy = (struct q2_copy *)job;
@@ -103,7 +103,8 @@ static int copy_bitmaps(struct q2_copy *copy, struct qcow2_error *err)
 	return rc;
 }
 
-static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *what, struct qcow2_error *err)
+static int finish(struct q2_pool_job *job, int stopped, const struct qcow2_error *what,
+		  struct qcow2_error *err)
 {
 	struct q2_copy *copy = (struct q2_copy *)job;
 	(void)stopped; /* units only fail */
@@ -116,7 +117,7 @@ static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *
 	return qcow2_image_flush(copy->target, err);
 }
 
-static void free_copy(struct qcow2_job *job)
+static void free_copy(struct q2_pool_job *job)
 {
 	struct q2_copy *copy = (struct q2_copy *)job;
 	q2_source_free(&copy->source);
@@ -126,17 +127,17 @@ static void free_copy(struct qcow2_job *job)
 	free(copy);
 }
 
-static const struct q2_job_ops ops = {.fill = fill_unit, .finish = finish, .free = free_copy};
+static const struct q2_pool_job_ops ops = {.fill = fill_unit, .finish = finish, .free = free_copy};
 
 uint64_t q2_copy_image_lost(const struct qcow2_job *job)
 {
 	const struct q2_copy *copy = (const struct q2_copy *)job;
-	return job->ops == &ops ? copy->source.lost + atomic_load(&copy->lost) : 0;
+	return q2_pool_job_of(job, &ops) ? copy->source.lost + atomic_load(&copy->lost) : 0;
 }
 
 const struct q2_source *q2_copy_image_source(const struct qcow2_job *job)
 {
-	return job->ops == &ops ? &((const struct q2_copy *)job)->source : NULL;
+	return q2_pool_job_of(job, &ops) ? &((const struct q2_copy *)job)->source : NULL;
 }
 
 static int check(const struct q2_copy *copy, struct qcow2_error *err)
@@ -184,7 +185,7 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 	struct q2_copy *copy = q2_new(1, sizeof *copy);
 	if (!copy)
 		return q2_error_nomem(err);
-	copy->job.ops = &ops;
+	copy->job = (struct q2_pool_job){.base = {&q2_pool_job_kind}, .ops = &ops};
 	pthread_mutex_init(&copy->lock, NULL);
 	pthread_cond_init(&copy->moved, NULL);
 	copy->target = qcow2_image_ref(target);
@@ -219,11 +220,11 @@ int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count, struc
 	if (!rc && !options->target_exists)
 		rc = holds_nothing(target, &copy->fresh, err);
 	if (rc) {
-		qcow2_job_free(&copy->job);
+		qcow2_job_free(&copy->job.base);
 		return rc;
 	}
 	copy->job.end = copy->source.length;
 	copy->job.rate = options->rate;
-	*out = &copy->job;
+	*out = &copy->job.base;
 	return 0;
 }

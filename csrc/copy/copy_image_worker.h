@@ -30,7 +30,7 @@ struct q2_copy_unit {
 };
 
 struct q2_copy {
-	struct qcow2_job job;
+	struct q2_pool_job job;
 	struct q2_source source;
 	struct qcow2_image *target;
 	uint64_t sparse_size;

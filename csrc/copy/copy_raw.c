@@ -36,7 +36,7 @@ struct raw_worker {
 };
 
 struct copy {
-	struct qcow2_job job;
+	struct q2_pool_job job;
 	struct q2_source source;
 	struct q2_copy_raw *sink;
 	bool salvage;
@@ -123,7 +123,7 @@ static void end_worker(void *own)
 
 /* ---- the coordinator ------------------------------------------------------------------------ */
 
-static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool *worth,
+static int fill_unit(struct q2_pool_job *job, void *what, uint64_t deadline, bool *worth,
 		     struct qcow2_error *err)
 {
 	struct copy *copy = (struct copy *)job;
@@ -157,7 +157,8 @@ static int fill_unit(struct qcow2_job *job, void *what, uint64_t deadline, bool 
 	return 0;
 }
 
-static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *what, struct qcow2_error *err)
+static int finish(struct q2_pool_job *job, int stopped, const struct qcow2_error *what,
+		  struct qcow2_error *err)
 {
 	struct copy *copy = (struct copy *)job;
 	(void)stopped; /* units only fail */
@@ -165,7 +166,7 @@ static int finish(struct qcow2_job *job, int stopped, const struct qcow2_error *
 	return copy->sink->ops->finish(copy->sink, err);
 }
 
-static void free_copy(struct qcow2_job *job)
+static void free_copy(struct q2_pool_job *job)
 {
 	struct copy *copy = (struct copy *)job;
 	if (copy->sink)
@@ -174,18 +175,19 @@ static void free_copy(struct qcow2_job *job)
 	free(copy);
 }
 
-static const struct q2_job_ops ops = {.fill = fill_unit, .finish = finish, .free = free_copy};
+static const struct q2_pool_job_ops ops = {.fill = fill_unit, .finish = finish, .free = free_copy};
 
 uint64_t qcow2_copy_lost(const struct qcow2_job *job)
 {
 	const struct copy *copy = (const struct copy *)job;
-	return job->ops == &ops ? copy->source.lost + atomic_load(&copy->lost) : q2_copy_image_lost(job);
+	return q2_pool_job_of(job, &ops) ? copy->source.lost + atomic_load(&copy->lost)
+					 : q2_copy_image_lost(job);
 }
 
 uint64_t qcow2_copy_missing(const struct qcow2_job *job, uint64_t *from, uint64_t *to)
 {
-	const struct q2_source *source = job->ops == &ops ? &((const struct copy *)job)->source
-							  : q2_copy_image_source(job);
+	const struct q2_source *source = q2_pool_job_of(job, &ops) ? &((const struct copy *)job)->source
+								   : q2_copy_image_source(job);
 	*from = source ? source->missing_from : 0;
 	*to = source ? source->missing_to : 0;
 	return source ? source->missing : 0;
@@ -223,7 +225,7 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
 	struct copy *copy = q2_new(1, sizeof *copy);
 	if (!copy)
 		return q2_error_nomem(err);
-	copy->job.ops = &ops;
+	copy->job = (struct q2_pool_job){.base = {&q2_pool_job_kind}, .ops = &ops};
 	copy->salvage = options->salvage;
 	int rc = 0;
 	for (size_t i = 0; i < count && !rc; i++)
@@ -241,11 +243,11 @@ int qcow2_copy_new(struct qcow2_image *const *sources, size_t count, struct qcow
 	if (!rc)
 		rc = q2_copy_raw_writer(target, copy->source.length, options, &copy->sink, err);
 	if (rc) {
-		qcow2_job_free(&copy->job);
+		qcow2_job_free(&copy->job.base);
 		return rc;
 	}
 	copy->job.end = copy->source.length;
 	copy->job.rate = options->rate;
-	*out = &copy->job;
+	*out = &copy->job.base;
 	return 0;
 }

@@ -4,13 +4,13 @@
 
 #include <time.h>
 
-static bool all_listed(const struct qcow2_job *job)
+static bool all_listed(const struct q2_pool_job *job)
 {
 	return job->listed || job->failure.code || job->position == job->end || q2_pool_stopped(job->pool);
 }
 
 /* Sleeps until the rate allows the next unit. gives: false when that is behind the deadline. */
-static bool wait_turn_of_rate(struct qcow2_job *job, uint64_t deadline)
+static bool wait_turn_of_rate(struct q2_pool_job *job, uint64_t deadline)
 {
 	uint64_t now = q2_clock_now();
 	if (!job->rate)
@@ -30,13 +30,13 @@ static bool wait_turn_of_rate(struct qcow2_job *job, uint64_t deadline)
 
 bool q2_job_is_news(const void *what)
 {
-	const struct qcow2_job *job = what;
+	const struct q2_pool_job *job = what;
 	uint64_t done = atomic_load_explicit(&job->done, memory_order_relaxed);
 	uint64_t told = atomic_load_explicit(&job->told, memory_order_relaxed);
 	return done > told && done - told >= job->end / 100;
 }
 
-static void send_units(struct qcow2_job *job, uint64_t deadline)
+static void send_units(struct q2_pool_job *job, uint64_t deadline)
 {
 	while (!all_listed(job)) {
 		void *unit = q2_pool_room(job->pool);
@@ -58,7 +58,7 @@ static void send_units(struct qcow2_job *job, uint64_t deadline)
 	}
 }
 
-static void conclude(struct qcow2_job *job)
+static void conclude(struct q2_pool_job *job)
 {
 	struct qcow2_error what = {0};
 	/* What a unit met lies before what the listing met. */
@@ -76,8 +76,9 @@ static void conclude(struct qcow2_job *job)
 	q2_hold_end(&job->hold);
 }
 
-int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struct qcow2_error *err)
+static int step(struct qcow2_job *base, uint64_t *done, uint64_t *total, struct qcow2_error *err)
 {
+	struct q2_pool_job *job = (struct q2_pool_job *)base;
 	uint64_t deadline = q2_clock_now() + Q2_STEP_NSEC;
 	atomic_store(&job->told, atomic_load_explicit(&job->done, memory_order_relaxed));
 	if (job->phase == Q2_JOB_RUNNING) {
@@ -98,11 +99,18 @@ int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total, struc
 	return job->phase == Q2_JOB_RUNNING;
 }
 
-void qcow2_job_free(struct qcow2_job *job)
+static void free_job(struct qcow2_job *base)
 {
-	if (!job)
-		return;
+	struct q2_pool_job *job = (struct q2_pool_job *)base;
 	q2_pool_free(job->pool);
 	q2_hold_end(&job->hold);
 	job->ops->free(job);
+}
+
+const struct q2_job_kind q2_pool_job_kind = {.step = step, .free = free_job};
+
+const struct q2_pool_job *q2_pool_job_of(const struct qcow2_job *job, const struct q2_pool_job_ops *ops)
+{
+	const struct q2_pool_job *found = (const struct q2_pool_job *)job;
+	return job->kind == &q2_pool_job_kind && found->ops == ops ? found : NULL;
 }

@@ -171,9 +171,9 @@ int qcow2_rebase_new(struct qcow2_image *overlay, struct qcow2_image *backing,
 	if (!rc)
 		rc = q2_chain_job_start(layers, overlay->size, options->threads, err);
 	if (rc) {
-		qcow2_job_free(&layers->job);
+		qcow2_job_free(&layers->job.base);
 		return rc;
 	}
-	*out = &layers->job;
+	*out = &layers->job.base;
 	return 0;
 }

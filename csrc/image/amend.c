@@ -6,7 +6,7 @@
 #include "image/amend.h"
 #include "base/options.h"
 #include "image/header_cluster.h"
-#include "image/task.h"
+#include "image/image_job.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -25,7 +25,7 @@ enum phase {
 };
 
 struct amend {
-	struct qcow2_task task;
+	struct q2_image_job job;
 	struct qcow2_amend_options options;
 	uint8_t *names[3]; /* what options' data_name, backing_name and backing_format point to */
 	bool wanted[PHASES];
@@ -114,7 +114,7 @@ static int check_size(struct qcow2_image *image, const struct qcow2_amend_option
 /* Refuses what cannot be, and finds out which phases there will be. */
 static int check(struct amend *a, struct qcow2_error *err)
 {
-	struct qcow2_image *image = a->task.image;
+	struct qcow2_image *image = a->job.image;
 	const struct qcow2_amend_options *o = &a->options;
 	const struct qcow2_header *h = &image->meta.header;
 	uint32_t version = o->version ? o->version : h->version;
@@ -213,7 +213,7 @@ static int set_lazy(struct qcow2_image *image, bool on, struct qcow2_error *err)
 
 static int expand_snapshots(struct amend *a, struct qcow2_error *err)
 {
-	struct qcow2_image *image = a->task.image;
+	struct qcow2_image *image = a->job.image;
 	uint32_t count = 0;
 	int rc = qcow2_image_snapshot_count(image, &count, err);
 	for (uint32_t i = 0; i < count && !rc; i++)
@@ -226,7 +226,7 @@ static int expand_snapshots(struct amend *a, struct qcow2_error *err)
 /* One phase, or a while of it. gives: 1 when it goes on. */
 static int work(struct amend *a, struct qcow2_error *err)
 {
-	struct qcow2_image *image = a->task.image;
+	struct qcow2_image *image = a->job.image;
 	const struct qcow2_amend_options *o = &a->options;
 	int rc;
 	switch ((enum phase)a->phase) {
@@ -245,12 +245,12 @@ static int work(struct amend *a, struct qcow2_error *err)
 			   : q2_data_file_cut(image->meta.data, image->size, image->meta.geo.cluster_size,
 					      err);
 		if (!rc)
-			rc = q2_fill_raw(image, &a->at, q2_task_deadline(), err);
+			rc = q2_fill_raw(image, &a->at, q2_image_job_deadline(), err);
 		return rc ? rc : q2_declare_raw(image, err);
 	case LAZY:
 		return set_lazy(image, o->lazy_refcounts != 0, err);
 	case EXPAND:
-		return q2_expand_disk(image, &a->at, q2_task_deadline(), err);
+		return q2_expand_disk(image, &a->at, q2_image_job_deadline(), err);
 	case SNAPSHOTS:
 		return expand_snapshots(a, err);
 	case DOWNGRADE:
@@ -261,9 +261,9 @@ static int work(struct amend *a, struct qcow2_error *err)
 	return 0;
 }
 
-static int step(struct qcow2_task *task, struct qcow2_error *err)
+static int step(struct q2_image_job *job, struct qcow2_error *err)
 {
-	struct amend *a = (struct amend *)task;
+	struct amend *a = (struct amend *)job;
 	for (; a->phase < PHASES; a->phase++, a->at = 0) {
 		if (!a->wanted[a->phase])
 			continue;
@@ -271,16 +271,16 @@ static int step(struct qcow2_task *task, struct qcow2_error *err)
 		if (rc < 0)
 			return rc;
 		bool long_one = a->phase == FILL || a->phase == EXPAND;
-		task->done = rc ? q2_min(a->at, task->total) : long_one ? task->total : task->done;
+		job->done = rc ? q2_min(a->at, job->total) : long_one ? job->total : job->done;
 		if (rc)
 			return 1;
 	}
 	return 0;
 }
 
-static void amend_free(struct qcow2_task *task)
+static void amend_free(struct q2_image_job *job)
 {
-	struct amend *a = (struct amend *)task;
+	struct amend *a = (struct amend *)job;
 	for (unsigned i = 0; i < 3; i++)
 		free(a->names[i]);
 	q2_vec_free(&a->drops);
@@ -301,18 +301,21 @@ static int keep(uint8_t **copy, struct qcow2_bytes *bytes)
 }
 
 int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options *given,
-		    struct qcow2_task **out, struct qcow2_error *err)
+		    struct qcow2_job **out, struct qcow2_error *err)
 {
 	struct qcow2_amend_options own;
 	const struct qcow2_amend_options *options = &own;
 	int taken = q2_options_take(&own, sizeof own, given, err);
 	if (taken)
 		return taken;
-	static const struct q2_task_ops ops = {step, amend_free};
+	static const struct q2_image_job_ops ops = {step, amend_free};
 	struct amend *a = q2_new(1, sizeof *a);
 	if (!a)
 		return q2_error_nomem(err);
-	a->task = (struct qcow2_task){.ops = &ops, .image = qcow2_image_ref(image), .total = image->size};
+	a->job = (struct q2_image_job){.base = {&q2_image_job_kind},
+				       .ops = &ops,
+				       .image = qcow2_image_ref(image),
+				       .total = image->size};
 	a->options = *options;
 	int rc = 0;
 	if (keep(&a->names[0], &a->options.data_name) || keep(&a->names[1], &a->options.backing_name) ||
@@ -320,5 +323,5 @@ int qcow2_amend_new(struct qcow2_image *image, const struct qcow2_amend_options 
 		rc = q2_error_nomem(err);
 	if (!rc)
 		rc = q2_image_blame(image, check(a, err), err);
-	return q2_task_ready(&a->task, rc, out, err);
+	return q2_image_job_ready(&a->job, rc, out, err);
 }

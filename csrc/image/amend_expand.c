@@ -4,7 +4,7 @@
  * The disk's own tables are changed as every write changes them. Tables of snapshots are changed in place, entry by
  * entry, after what the new entries refer to is counted and on disk: every entry alone says the same as before. */
 #include "image/amend.h"
-#include "image/task.h"
+#include "image/image_job.h"
 #include "meta/map_edit.h"
 
 /* Clusters that are given places at once. */
@@ -79,7 +79,7 @@ int q2_expand_disk(struct qcow2_image *image, uint64_t *at, uint64_t deadline, s
 		if (rc)
 			return rc;
 		*at += done << g->cluster_bits;
-		if (q2_task_late(deadline))
+		if (q2_image_job_late(deadline))
 			return *at < end;
 	}
 	return 0;

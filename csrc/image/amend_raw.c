@@ -2,7 +2,7 @@
  * An external data file becomes the disk itself: what the guest reads as zeros is made zeros there, entries become
  * plain data 1:1, and only when both are proved does the header say so. */
 #include "image/amend.h"
-#include "image/task.h"
+#include "image/image_job.h"
 #include "meta/map_edit.h"
 
 #include <inttypes.h>
@@ -57,7 +57,7 @@ int q2_fill_raw(struct qcow2_image *image, uint64_t *at, uint64_t deadline, stru
 		if (rc)
 			return rc;
 		*at = stop;
-		if (q2_task_late(deadline))
+		if (q2_image_job_late(deadline))
 			return *at < end;
 	}
 	return 0;

@@ -5,7 +5,7 @@
  * switch of the header makes it true. The data file is only read, and stays. */
 #include "base/be.h"
 #include "image/header_cluster.h"
-#include "image/task.h"
+#include "image/image_job.h"
 #include "meta/map_edit.h"
 #include "store/store.h"
 
@@ -15,7 +15,7 @@
 enum { MOST_AT_ONCE = 8 << 20 };
 
 struct inward {
-	struct qcow2_task task;
+	struct q2_image_job job;
 	uint32_t index;      /* L1 entry that is worked on */
 	uint32_t next;       /* L2 entry that comes next, when `loaded` */
 	bool loaded;         /* `old` has the table */
@@ -28,7 +28,7 @@ struct inward {
 static int take(struct inward *in, uint64_t want, bool exact, uint64_t *start, uint64_t *got,
 		struct qcow2_error *err)
 {
-	struct q2_meta *meta = &in->task.image->meta;
+	struct q2_meta *meta = &in->job.image->meta;
 	int rc = q2_alloc(meta, want, exact, start, got, err);
 	if (rc)
 		return rc;
@@ -61,8 +61,8 @@ static int check_entry(const struct q2_entry *e, uint64_t guest, struct qcow2_er
 /* The entry of a cluster whose bytes the host has a hole for, or that has none: zeros need no place. */
 static void put_empty(struct inward *in, uint32_t j, const struct q2_entry *e)
 {
-	const struct q2_geometry *g = &in->task.image->meta.geo;
-	bool backed = in->task.image->backing_name.data;
+	const struct q2_geometry *g = &in->job.image->meta.geo;
+	bool backed = in->job.image->backing_name.data;
 	uint32_t zero = backed ? e->zero | e->alloc : e->zero;
 	uint8_t *entry = in->new + (size_t)j * g->l2_entry_size;
 	q2_map_edit_put(g, entry, zero && !g->extended_l2 ? Q2_ZERO : 0, (uint64_t)zero << 32);
@@ -72,7 +72,7 @@ static void put_empty(struct inward *in, uint32_t j, const struct q2_entry *e)
 static int find_run(struct inward *in, uint32_t j, uint64_t guest, uint32_t *count, bool *is_data,
 		    struct qcow2_error *err)
 {
-	struct qcow2_image *image = in->task.image;
+	struct qcow2_image *image = in->job.image;
 	const struct q2_geometry *g = &image->meta.geo;
 	uint64_t run = 0;
 	*count = 0;
@@ -108,7 +108,7 @@ static int find_run(struct inward *in, uint32_t j, uint64_t guest, uint32_t *cou
 static int copy_run(struct inward *in, uint32_t j, uint64_t guest, uint32_t count, uint32_t *done,
 		    struct qcow2_error *err)
 {
-	struct qcow2_image *image = in->task.image;
+	struct qcow2_image *image = in->job.image;
 	const struct q2_geometry *g = &image->meta.geo;
 	uint64_t start, got;
 	int rc = take(in, count, false, &start, &got, err);
@@ -136,7 +136,7 @@ static int copy_run(struct inward *in, uint32_t j, uint64_t guest, uint32_t coun
 /* Reads the next old table. */
 static int load(struct inward *in, struct qcow2_error *err)
 {
-	struct qcow2_image *image = in->task.image;
+	struct qcow2_image *image = in->job.image;
 	uint64_t at = image->map.l1[in->index] & Q2_OFFSET_MASK;
 	uint32_t size = image->meta.geo.cluster_size;
 	memset(in->new, 0, size);
@@ -149,7 +149,7 @@ static int load(struct inward *in, struct qcow2_error *err)
 /* Writes the new table, when it says anything. */
 static int store(struct inward *in, struct qcow2_error *err)
 {
-	struct qcow2_image *image = in->task.image;
+	struct qcow2_image *image = in->job.image;
 	const struct q2_geometry *g = &image->meta.geo;
 	uint64_t start, got;
 	in->loaded = false;
@@ -168,7 +168,7 @@ static int store(struct inward *in, struct qcow2_error *err)
 static int forget_old(struct inward *in, uint64_t old_at, const uint64_t *old, uint32_t entries,
 		      struct qcow2_error *err)
 {
-	struct qcow2_image *image = in->task.image;
+	struct qcow2_image *image = in->job.image;
 	struct q2_meta *meta = &image->meta;
 	unsigned bits = meta->geo.cluster_bits;
 	struct q2_header_cluster head = {0};
@@ -193,7 +193,7 @@ static int forget_old(struct inward *in, uint64_t old_at, const uint64_t *old, u
 
 static int finish(struct inward *in, struct qcow2_error *err)
 {
-	struct qcow2_image *image = in->task.image;
+	struct qcow2_image *image = in->job.image;
 	struct q2_meta *meta = &image->meta;
 	uint32_t entries = image->map.l1_entries;
 	uint64_t clusters = q2_div_up(entries * 8ull, meta->geo.cluster_size), start = 0, got;
@@ -233,12 +233,12 @@ static int finish(struct inward *in, struct qcow2_error *err)
 	return forget_old(in, old_at, old, entries, err);
 }
 
-static int step(struct qcow2_task *task, struct qcow2_error *err)
+static int step(struct q2_image_job *job, struct qcow2_error *err)
 {
-	struct inward *in = (struct inward *)task;
-	struct qcow2_image *image = task->image;
+	struct inward *in = (struct inward *)job;
+	struct qcow2_image *image = job->image;
 	const struct q2_geometry *g = &image->meta.geo;
-	uint64_t deadline = q2_task_deadline();
+	uint64_t deadline = q2_image_job_deadline();
 	int rc = 0;
 	while (!rc && in->index < image->map.l1_entries) {
 		uint64_t first = (uint64_t)in->index << (g->cluster_bits + g->l2_bits);
@@ -257,7 +257,7 @@ static int step(struct qcow2_task *task, struct qcow2_error *err)
 			put_empty(in, in->next + i, &e);
 		}
 		in->next += count;
-		task->done = q2_min(guest + ((uint64_t)count << g->cluster_bits), task->total);
+		job->done = q2_min(guest + ((uint64_t)count << g->cluster_bits), job->total);
 		if (!rc && !count) { /* no table, its end, or the disk's */
 			if (in->loaded)
 				rc = store(in, err);
@@ -266,16 +266,16 @@ static int step(struct qcow2_task *task, struct qcow2_error *err)
 		}
 		if (!rc && q2_cache_is_full(&image->meta.cache))
 			rc = q2_writeback(&image->meta, err);
-		if (!rc && q2_task_late(deadline))
+		if (!rc && q2_image_job_late(deadline))
 			return 1;
 	}
 	return rc ? rc : finish(in, err);
 }
 
-static void inward_free(struct qcow2_task *task)
+static void inward_free(struct q2_image_job *job)
 {
-	struct inward *in = (struct inward *)task;
-	struct q2_meta *meta = &task->image->meta;
+	struct inward *in = (struct inward *)job;
+	struct q2_meta *meta = &job->image->meta;
 	for (size_t i = 0; i < in->taken.count && !in->switched && !meta->failure.code; i++) {
 		const struct q2_span *span = (struct q2_span *)in->taken.items + i;
 		q2_alloc_abandon(meta, span->start, span->count, NULL);
@@ -289,7 +289,7 @@ static void inward_free(struct qcow2_task *task)
 
 static int prepare(struct inward *in, struct qcow2_error *err)
 {
-	struct qcow2_image *image = in->task.image;
+	struct qcow2_image *image = in->job.image;
 	struct qcow2_store *data;
 	int rc = q2_edit_tables(image, err);
 	if (!rc && (image->raw || !image->meta.geo.external_data))
@@ -310,12 +310,15 @@ static int prepare(struct inward *in, struct qcow2_error *err)
 	return in->old && in->new && in->l1 ? 0 : q2_error_nomem(err);
 }
 
-int qcow2_internalize_new(struct qcow2_image *image, struct qcow2_task **out, struct qcow2_error *err)
+int qcow2_internalize_new(struct qcow2_image *image, struct qcow2_job **out, struct qcow2_error *err)
 {
-	static const struct q2_task_ops ops = {step, inward_free};
+	static const struct q2_image_job_ops ops = {step, inward_free};
 	struct inward *in = q2_new(1, sizeof *in);
 	if (!in)
 		return q2_error_nomem(err);
-	in->task = (struct qcow2_task){.ops = &ops, .image = qcow2_image_ref(image), .total = image->size};
-	return q2_task_ready(&in->task, q2_image_blame(image, prepare(in, err), err), out, err);
+	in->job = (struct q2_image_job){.base = {&q2_image_job_kind},
+					.ops = &ops,
+					.image = qcow2_image_ref(image),
+					.total = image->size};
+	return q2_image_job_ready(&in->job, q2_image_blame(image, prepare(in, err), err), out, err);
 }

@@ -6,7 +6,7 @@
  * place both are the same bytes; where the guest reads zeros the data file is searched for anything else. */
 #include "base/be.h"
 #include "data/zero.h"
-#include "image/task.h"
+#include "image/image_job.h"
 #include "meta/map_edit.h"
 
 #include <inttypes.h>
@@ -18,7 +18,7 @@ enum {
 };
 
 struct verify {
-	struct qcow2_task task;
+	struct q2_image_job job;
 	enum qcow2_resync resync;
 	uint64_t at;        /* guest offset */
 	uint64_t length;    /* of the data file */
@@ -96,13 +96,13 @@ static int note(struct verify *v, enum qcow2_cause cause, uint64_t offset, uint6
 /* The data file gets the zeros that the guest reads. */
 static int zero_data(struct verify *v, uint64_t offset, uint64_t length, struct qcow2_error *err)
 {
-	return qcow2_store_punch(v->task.image->meta.data, offset, length, err);
+	return qcow2_store_punch(v->job.image->meta.data, offset, length, err);
 }
 
 /* The cluster's entry says "data, here": the guest reads what the file has. */
 static int map_plain(struct verify *v, uint64_t cluster, struct qcow2_error *err)
 {
-	struct qcow2_image *image = v->task.image;
+	struct qcow2_image *image = v->job.image;
 	const struct q2_geometry *g = &image->meta.geo;
 	uint8_t *entry;
 	uint32_t left;
@@ -119,7 +119,7 @@ static int map_plain(struct verify *v, uint64_t cluster, struct qcow2_error *err
 /* The cluster's entry gets its COPIED back and says what it said. */
 static int set_copied(struct verify *v, uint64_t cluster, struct qcow2_error *err)
 {
-	struct qcow2_image *image = v->task.image;
+	struct qcow2_image *image = v->job.image;
 	uint8_t *entry;
 	uint32_t left;
 	int rc = q2_edit_begin(image, err);
@@ -138,7 +138,7 @@ static int set_copied(struct verify *v, uint64_t cluster, struct qcow2_error *er
 static int search(struct verify *v, enum qcow2_cause cause, uint64_t offset, uint64_t end, bool *any,
 		  struct qcow2_error *err)
 {
-	struct qcow2_store *data = v->task.image->data;
+	struct qcow2_store *data = v->job.image->data;
 	end = q2_min(end, v->length);
 	while (offset < end) {
 		bool is_data;
@@ -185,7 +185,7 @@ static enum qcow2_cause judge(const struct q2_geometry *g, const struct q2_entry
 static int look_inside(struct verify *v, const struct q2_entry *e, uint64_t guest, bool *any,
 		       struct qcow2_error *err)
 {
-	struct qcow2_image *image = v->task.image;
+	struct qcow2_image *image = v->job.image;
 	const struct q2_geometry *g = &image->meta.geo;
 	for (unsigned s = 0; s < g->subclusters; s++) {
 		uint64_t from = guest + ((uint64_t)s << g->subcluster_bits);
@@ -212,7 +212,7 @@ static int look_inside(struct verify *v, const struct q2_entry *e, uint64_t gues
 
 static int look_at(struct verify *v, uint64_t guest, struct qcow2_error *err)
 {
-	struct qcow2_image *image = v->task.image;
+	struct qcow2_image *image = v->job.image;
 	const struct q2_geometry *g = &image->meta.geo;
 	uint64_t word, bitmap, length = q2_min(g->cluster_size, image->size - guest);
 	q2_host at;
@@ -253,7 +253,7 @@ static uint64_t gap(const struct qcow2_image *image, uint64_t guest)
 /* The file's own end: too early, or not the end of what it holds. */
 static int look_at_end(struct verify *v, struct qcow2_error *err)
 {
-	struct qcow2_image *image = v->task.image;
+	struct qcow2_image *image = v->job.image;
 	bool any = false;
 	int rc = 0;
 	if (v->length < image->size) {
@@ -272,11 +272,11 @@ static int look_at_end(struct verify *v, struct qcow2_error *err)
 	return rc;
 }
 
-static int step(struct qcow2_task *task, struct qcow2_error *err)
+static int step(struct q2_image_job *job, struct qcow2_error *err)
 {
-	struct verify *v = (struct verify *)task;
-	struct qcow2_image *image = task->image;
-	uint64_t deadline = q2_task_deadline(), cluster_size = image->meta.geo.cluster_size;
+	struct verify *v = (struct verify *)job;
+	struct qcow2_image *image = job->image;
+	uint64_t deadline = q2_image_job_deadline(), cluster_size = image->meta.geo.cluster_size;
 	while (v->at < image->size) {
 		uint64_t length = gap(image, v->at);
 		bool is_data = true;
@@ -295,8 +295,8 @@ static int step(struct qcow2_task *task, struct qcow2_error *err)
 		if (rc)
 			return rc;
 		v->at += length;
-		task->done = v->at;
-		if (q2_task_late(deadline))
+		job->done = v->at;
+		if (q2_image_job_late(deadline))
 			return 1;
 	}
 	int rc = v->tail_seen ? 0 : look_at_end(v, err);
@@ -306,9 +306,9 @@ static int step(struct qcow2_task *task, struct qcow2_error *err)
 	return rc;
 }
 
-static void verify_free(struct qcow2_task *task)
+static void verify_free(struct q2_image_job *job)
 {
-	struct verify *v = (struct verify *)task;
+	struct verify *v = (struct verify *)job;
 	q2_vec_free(&v->list);
 	free(v->piece);
 	free(v);
@@ -316,7 +316,7 @@ static void verify_free(struct qcow2_task *task)
 
 static int prepare(struct verify *v, struct qcow2_error *err)
 {
-	struct qcow2_image *image = v->task.image;
+	struct qcow2_image *image = v->job.image;
 	struct qcow2_store *data;
 	if (image->raw || !image->meta.geo.external_data)
 		return q2_error_set(err, QCOW2_E_CONFLICT, Q2_NO_OFFSET,
@@ -335,27 +335,38 @@ static int prepare(struct verify *v, struct qcow2_error *err)
 	return rc ? rc : v->piece ? 0 : q2_error_nomem(err);
 }
 
-int qcow2_verify_new(struct qcow2_image *image, enum qcow2_resync resync, struct qcow2_task **out,
+static const struct q2_image_job_ops ops = {step, verify_free};
+
+/* NULL for jobs of other kinds. */
+static const struct verify *verify_of(const struct qcow2_job *job)
+{
+	const struct verify *v = (const struct verify *)job;
+	return job->kind == &q2_image_job_kind && v->job.ops == &ops ? v : NULL;
+}
+
+int qcow2_verify_new(struct qcow2_image *image, enum qcow2_resync resync, struct qcow2_job **out,
 		     struct qcow2_error *err)
 {
-	static const struct q2_task_ops ops = {step, verify_free};
 	struct verify *v = q2_new(1, sizeof *v);
 	if (!v)
 		return q2_error_nomem(err);
-	v->task = (struct qcow2_task){.ops = &ops, .image = qcow2_image_ref(image), .total = image->size};
+	v->job = (struct q2_image_job){.base = {&q2_image_job_kind},
+				       .ops = &ops,
+				       .image = qcow2_image_ref(image),
+				       .total = image->size};
 	v->resync = resync;
-	return q2_task_ready(&v->task, q2_image_blame(image, prepare(v, err), err), out, err);
+	return q2_image_job_ready(&v->job, q2_image_blame(image, prepare(v, err), err), out, err);
 }
 
-const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_task *task, uint64_t index)
+const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_job *job, uint64_t index)
 {
-	const struct verify *v = (const struct verify *)task;
-	return index < v->list.count ? (const struct qcow2_divergence *)v->list.items + index : NULL;
+	const struct verify *v = verify_of(job);
+	return v && index < v->list.count ? (const struct qcow2_divergence *)v->list.items + index : NULL;
 }
 
-void qcow2_verify_counts(const struct qcow2_task *task, uint64_t *found, uint64_t *mended)
+void qcow2_verify_counts(const struct qcow2_job *job, uint64_t *found, uint64_t *mended)
 {
-	const struct verify *v = (const struct verify *)task;
-	*found = v->found;
-	*mended = v->mended;
+	const struct verify *v = verify_of(job);
+	*found = v ? v->found : 0;
+	*mended = v ? v->mended : 0;
 }

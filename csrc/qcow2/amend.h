@@ -3,19 +3,7 @@
 #ifndef QCOW2_AMEND_H
 #define QCOW2_AMEND_H
 
-#include "qcow2/image.h"
-
-/*
- * Long changes of one image, done in steps on the caller's thread: a step returns after about a tenth of a second
- * with 1 (there is more), 0 (all is done) or the failure, which every later step repeats. gives: *done of *total.
- * A task given up in the middle leaves the same disk, with a part of the change done. Between the steps the image is
- * not used otherwise.
- */
-struct qcow2_task;
-QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_task_step(struct qcow2_task *task, uint64_t *done,
-							uint64_t *total, struct qcow2_error *err);
-/* NULL is fine. */
-QCOW2_API void qcow2_task_free(struct qcow2_task *task);
+#include "qcow2/job.h"
 
 struct qcow2_amend_options {
 	size_t struct_size;           /* QCOW2_AMEND_OPTIONS_INIT sets it */
@@ -42,7 +30,7 @@ struct qcow2_amend_options {
  */
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_amend_new(struct qcow2_image *image,
 							const struct qcow2_amend_options *options,
-							struct qcow2_task **out, struct qcow2_error *err);
+							struct qcow2_job **out, struct qcow2_error *err);
 
 /*
  * The guest's clusters move from the image file to `data`, an external data file of this name. needs:
@@ -65,7 +53,7 @@ QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_image_externalize_check(struct qco
 /* The clusters of the external data file move into the image file; the data file is only read, and let go of. needs:
  * qcow2_image_begin. One switch of the header; given up before, nothing has happened. */
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_internalize_new(struct qcow2_image *image,
-							      struct qcow2_task **out,
+							      struct qcow2_job **out,
 							      struct qcow2_error *err);
 
 /* What makes an external data file differ from the disk; words and meanings are in divergences.def. */
@@ -92,12 +80,12 @@ enum qcow2_resync {
  * fails: `conflict` without a data file, and for METADATA when there is a backing file.
  */
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_verify_new(struct qcow2_image *image, enum qcow2_resync resync,
-							 struct qcow2_task **out, struct qcow2_error *err);
+							 struct qcow2_job **out, struct qcow2_error *err);
 /* Number `index` of those found so far, in the disk's order; NULL past the last that is kept. */
-QCOW2_API QCOW2_NONNULL const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_task *task,
+QCOW2_API QCOW2_NONNULL const struct qcow2_divergence *qcow2_verify_divergence(const struct qcow2_job *job,
 									       uint64_t index);
 /* How many there are, kept or not, and how many of them the resync has mended. */
-QCOW2_API QCOW2_NONNULL void qcow2_verify_counts(const struct qcow2_task *task, uint64_t *found,
+QCOW2_API QCOW2_NONNULL void qcow2_verify_counts(const struct qcow2_job *job, uint64_t *found,
 						 uint64_t *mended);
 /* "zero", ... and a sentence without its period; NULL past the last. */
 QCOW2_API const char *qcow2_cause_word(enum qcow2_cause cause, const char **meaning);

@@ -3,7 +3,7 @@
 #ifndef QCOW2_CHECK_H
 #define QCOW2_CHECK_H
 
-#include "qcow2/image.h"
+#include "qcow2/job.h"
 
 /* What a check can find; words and meanings are in problems.def. */
 enum qcow2_problem {
@@ -74,42 +74,32 @@ struct qcow2_check_options {
 		.struct_size = sizeof(struct qcow2_check_options) \
 	}
 
-struct qcow2_check;
-
 /*
- * Checks the image in steps: counts the references to every host cluster from all structures, compares them
+ * A job that checks the image: counts the references to every host cluster from all structures, compares them
  * with the refcount blocks, judges every entry. Reads only, each table once, and nothing that the host has a
  * hole for. Memory: a stated minimum and 8 bytes a cluster that the host really holds.
  * fails: `conflict` for raw images and views of snapshots; `range` when a file is too scattered for that memory.
  */
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_check_new(struct qcow2_image *image,
 							const struct qcow2_check_options *options,
-							struct qcow2_check **out, struct qcow2_error *err);
-/* As qcow2_job_step; bytes are those of tables. */
-QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_check_step(struct qcow2_check *check, uint64_t *done,
-							 uint64_t *total, struct qcow2_error *err);
+							struct qcow2_job **out, struct qcow2_error *err);
 /* needs: the last step returned 0. Borrowed. */
-QCOW2_API QCOW2_NONNULL const struct qcow2_check_result *qcow2_check_result(const struct qcow2_check *check);
+QCOW2_API QCOW2_NONNULL const struct qcow2_check_result *qcow2_check_result(const struct qcow2_job *check);
 /* How often one problem was found, kept as records or not; 0 past the last problem. */
-QCOW2_API QCOW2_NONNULL uint64_t qcow2_check_found(const struct qcow2_check *check,
-						   enum qcow2_problem problem);
+QCOW2_API QCOW2_NONNULL uint64_t qcow2_check_found(const struct qcow2_job *check, enum qcow2_problem problem);
 /* Record number `index` below result->findings; borrowed, NULL past the last. */
-QCOW2_API QCOW2_NONNULL const struct qcow2_finding *qcow2_check_finding(const struct qcow2_check *check,
+QCOW2_API QCOW2_NONNULL const struct qcow2_finding *qcow2_check_finding(const struct qcow2_job *check,
 									uint64_t index);
-QCOW2_API void qcow2_check_free(struct qcow2_check *check);
 
 /* Clears the dirty and the corrupt bit. needs: a finished check of a writable store that found no corruption,
  * and no write since. fails: `conflict` else. */
-QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_check_accept(struct qcow2_check *check,
-							   struct qcow2_error *err);
-
-struct qcow2_repair;
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_check_accept(struct qcow2_job *check, struct qcow2_error *err);
 
 /* Which level each problem is repaired at: `leaks`, what wastes space; `all`, whatever is safe. Others are NOT. */
 QCOW2_API void qcow2_repair_want(uint8_t wanted[QCOW2_PROBLEM_COUNT], bool leaks, bool all);
 
 /*
- * Repairs what a check found. needs: the check is finished and outlives the repair, its image is on a writable
+ * A job that repairs what a check found. needs: the check is finished and outlives the repair, its image is on a writable
  * store and was not begun; no write since the check. Counts are put right in place, or built anew and switched
  * by one write of the header with everything else that changes; COPIED flags follow them in any case. upholds:
  * at every instant the disk, its snapshots and bitmaps show what they showed, and a second repair finds
@@ -117,16 +107,12 @@ QCOW2_API void qcow2_repair_want(uint8_t wanted[QCOW2_PROBLEM_COUNT], bool leaks
  * fails: `readonly`; `conflict` when something could not be read, when leaks alone are wanted and a table cannot
  * be followed, and when there is no room for new tables; `range`. Before the switch nothing has changed.
  */
-QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_repair_new(struct qcow2_check *check,
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_repair_new(struct qcow2_job *check,
 							 const uint8_t wanted[QCOW2_PROBLEM_COUNT],
-							 struct qcow2_repair **out, struct qcow2_error *err);
-/* As qcow2_job_step; bytes are those of tables. */
-QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_repair_step(struct qcow2_repair *repair, uint64_t *done,
-							  uint64_t *total, struct qcow2_error *err);
+							 struct qcow2_job **out, struct qcow2_error *err);
 /* COPIED flags that were put right, and which: records as qcow2_check_finding. */
-QCOW2_API QCOW2_NONNULL uint64_t qcow2_repair_flags_fixed(const struct qcow2_repair *repair);
-QCOW2_API QCOW2_NONNULL const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_repair *repair,
+QCOW2_API QCOW2_NONNULL uint64_t qcow2_repair_flags_fixed(const struct qcow2_job *repair);
+QCOW2_API QCOW2_NONNULL const struct qcow2_finding *qcow2_repair_finding(const struct qcow2_job *repair,
 									 uint64_t index);
-QCOW2_API void qcow2_repair_free(struct qcow2_repair *repair);
 
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Jobs over whole disks: copy, compare, rebase, commit. */
+ * Jobs: what all of them share, and those over whole disks: copy, compare, rebase, commit. */
 #ifndef QCOW2_JOB_H
 #define QCOW2_JOB_H
 
@@ -8,10 +8,12 @@
 struct qcow2_job;
 
 /*
- * Long work is done in steps, by worker threads: a step returns after about a tenth of a second with 1 (there
- * is more), 0 (all is done) or the failure, which every later step repeats. gives: *done of *total bytes of the
- * disk are dealt with. Of several failures the one first in the disk's order is told.
- * The images of a job belong to it until it is freed: the caller does not use them between the steps.
+ * Long work is a job, whatever it does: copying, comparing, checking, repairing, amending. It is done in steps: a step returns
+ * after about a tenth of a second with 1 (there is more), 0 (all is done) or the failure, which every later step repeats.
+ * gives: *done of *total units of the job's own: bytes of the disk, of a check those of tables. Of several failures the one
+ * first in the disk's order is told.
+ * The images of a job belong to it until its last step, or until it is freed: the caller does not use them between the
+ * steps. To cancel a job is to free it: a copy leaves its target as far as it came, all else the same disk.
  */
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_job_step(struct qcow2_job *job, uint64_t *done, uint64_t *total,
 						       struct qcow2_error *err);

@@ -78,20 +78,20 @@ static struct qcow2_image *open_image(const struct files *files)
 	return image;
 }
 
-static struct qcow2_check *run_check(struct qcow2_image *image)
+static struct qcow2_job *run_check(struct qcow2_image *image)
 {
 	struct qcow2_check_options options = {.struct_size = sizeof options, .most = 1000, .threads = 1};
-	struct qcow2_check *check;
+	struct qcow2_job *check;
 	struct qcow2_error err;
 	uint64_t done, total;
 	int rc = qcow2_check_new(image, &options, &check, &err);
 
 	if (checked(rc, &err))
 		return NULL;
-	for (int turn = 0; (rc = qcow2_check_step(check, &done, &total, &err)) > 0; turn++)
+	for (int turn = 0; (rc = qcow2_job_step(check, &done, &total, &err)) > 0; turn++)
 		REQUIRE(turn < MOST_TURNS);
 	if (checked(rc, &err)) {
-		qcow2_check_free(check);
+		qcow2_job_free(check);
 		return NULL;
 	}
 	return check;
@@ -99,7 +99,7 @@ static struct qcow2_check *run_check(struct qcow2_image *image)
 
 static bool is_sound(struct qcow2_image *image)
 {
-	struct qcow2_check *check = run_check(image);
+	struct qcow2_job *check = run_check(image);
 	bool sound = false;
 
 	if (check) {
@@ -109,15 +109,15 @@ static bool is_sound(struct qcow2_image *image)
 		sound = r->corruptions == qcow2_check_found(check, QCOW2_PROBLEM_DATA_FILE_LOST) &&
 			!r->unreadable && !r->incomplete;
 	}
-	qcow2_check_free(check);
+	qcow2_job_free(check);
 	return sound;
 }
 
 static void repair(struct qcow2_image *image)
 {
 	uint8_t wanted[QCOW2_PROBLEM_COUNT];
-	struct qcow2_check *check = run_check(image);
-	struct qcow2_repair *job;
+	struct qcow2_job *check = run_check(image);
+	struct qcow2_job *job;
 	struct qcow2_error err;
 	uint64_t done, total;
 
@@ -126,12 +126,12 @@ static void repair(struct qcow2_image *image)
 	qcow2_repair_want(wanted, true, true);
 	int rc = qcow2_repair_new(check, wanted, &job, &err);
 	if (!checked(rc, &err)) {
-		for (int turn = 0; (rc = qcow2_repair_step(job, &done, &total, &err)) > 0; turn++)
+		for (int turn = 0; (rc = qcow2_job_step(job, &done, &total, &err)) > 0; turn++)
 			REQUIRE(turn < MOST_TURNS);
 		checked(rc, &err);
-		qcow2_repair_free(job);
+		qcow2_job_free(job);
 	}
-	qcow2_check_free(check);
+	qcow2_job_free(check);
 }
 
 /* ---- the script ---- */
@@ -311,7 +311,7 @@ static void amend(struct play *p, const uint8_t step[SCRIPT_STEP])
 					      .lazy_refcounts = step[2] % 3 - 1,
 					      .data_raw = -1};
 	struct qcow2_error err;
-	struct qcow2_task *task;
+	struct qcow2_job *task;
 	uint64_t done, total;
 
 	if (step[1] & 1)
@@ -321,10 +321,10 @@ static void amend(struct play *p, const uint8_t step[SCRIPT_STEP])
 	int rc = qcow2_amend_new(p->image, &options, &task, &err);
 	if (checked(rc, &err))
 		return;
-	for (int turn = 0; (rc = qcow2_task_step(task, &done, &total, &err)) > 0; turn++)
+	for (int turn = 0; (rc = qcow2_job_step(task, &done, &total, &err)) > 0; turn++)
 		REQUIRE(turn < MOST_TURNS);
 	checked(rc, &err);
-	qcow2_task_free(task);
+	qcow2_job_free(task);
 }
 
 static void play(struct play *p, const uint8_t *script, size_t steps)
