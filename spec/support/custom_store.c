@@ -169,6 +169,7 @@ int main(int argc, char **argv)
 		later.ops.struct_size = sizeof later;
 		tell("unknown", qcow2_store_custom(&later.ops, &b, "own", &store, &err), &err);
 		printf("closed %d\n", b.closed);
+		free(b.at);
 		return 0;
 	}
 	if (!strcmp(test, "fixed"))
@@ -185,8 +186,10 @@ int main(int argc, char **argv)
 		ops.struct_size = offsetof(struct qcow2_store_ops, flush);
 	int rc = qcow2_store_custom(&ops, &b, "own", &store, &err);
 	tell("open", rc, &err);
-	if (rc)
+	if (rc) {
+		free(b.at);
 		return 1;
+	}
 	if (!strcmp(test, "errors")) {
 		b.write_errno = ENOSPC;
 		tell("full", qcow2_store_write(store, 0, "abcd", 4, &err), &err);
