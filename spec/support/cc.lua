@@ -12,9 +12,9 @@ local function build_flags()
   return flags
 end
 
---- Is the build at hand a sanitized one? Then neither time nor memory mean anything.
+--- Is the build at hand a sanitized one, or one that counts its lines? Then neither time nor memory mean anything.
 function cc.is_sanitized()
-  return build_flags():find("-fsanitize=", 1, true) ~= nil
+  return build_flags():find("-fsanitize=", 1, true) ~= nil or build_flags():find("--coverage", 1, true) ~= nil
 end
 
 --- Compiles spec/support/<name>.c into the build folder, when it is newer than what is there. wraps: names of
@@ -24,6 +24,7 @@ function cc.program(name, wraps)
   local words = { build_flags():match("^%S+"), "-std=c11", "-D_GNU_SOURCE", "-Icsrc", "-O1", "-g", "-pthread",
     "-Wall", "-Wextra", "-Werror" }
   for option in build_flags():gmatch("%-fsanitize=%S+") do words[#words + 1] = option end
+  if build_flags():find("--coverage", 1, true) then words[#words + 1] = "--coverage" end
   words[#words + 1] = source
   for _, wrap in ipairs(wraps or {}) do words[#words + 1] = "-Wl,--wrap=" .. wrap end
   words[#words + 1] = sh.build() .. "/lib/libqcow2.a"
