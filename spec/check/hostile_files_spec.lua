@@ -2,6 +2,7 @@
 -- SAFETY rules 8, 9 and 13 for every verb: a path that is no disk never hangs us and leaves nothing behind, a disk that
 -- somebody writes is refused with QEMU's words, and --allow means the directories that it names.
 local forge = require "spec.support.forge"
+local qemu = require "spec.support.qemu"
 local sh = require "spec.support.sh"
 local tmp = require "spec.support.tmp"
 
@@ -51,25 +52,17 @@ describe("A path that is no disk, as any verb's file, is refused at once and by 
 end)
 
 describe("A disk that QEMU writes", function()
-  local dir, pipe
+  local dir, machine
 
   lazy_setup(function()
     dir = tmp.dir()
     for _, name in ipairs { "disk", "good" } do
       sh.check { "qemu-img", "create", "-q", "-f", "qcow2", ("%s/%s.qcow2"):format(dir, name), "1M" }
     end
-    pipe = assert(io.popen(("exec qemu-io -f qcow2 %s/disk.qcow2 >%s/said 2>&1"):format(dir, dir), "w"))
-    for _ = 1, 500 do -- until it has it
-      if sh.run({ "qemu-img", "info", "disk.qcow2" }, { cwd = dir }).code == 1 then return end
-      os.execute("sleep 0.02")
-    end
-    error("qemu-io did not open the disk within ten seconds")
+    machine = qemu.holds(dir .. "/disk.qcow2", "qcow2")
   end)
 
-  lazy_teardown(function()
-    pipe:write("quit\n")
-    pipe:close()
-  end)
+  lazy_teardown(function() machine:close() end)
 
   local function locked(lock, list)
     for _, words in ipairs(list) do

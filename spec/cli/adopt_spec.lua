@@ -137,17 +137,11 @@ describe("adopt", function()
   it("does not adopt a disk that a virtual machine writes to", function()
     sh.check({ "cp", disk, dir .. "/busy.raw" })
     sh.check({ "chmod", "644", dir .. "/busy.raw" })
-    local machine <close> = assert(io.popen("cd " .. sh.quote(dir) .. " && qemu-io -f raw busy.raw >/dev/null", "w"))
-    machine:setvbuf("no")
-    machine:write("write -P 9 0 512\nflush\n")
-    repeat
-      sh.run("sleep 0.05")
-    until sh.slurp(dir .. "/busy.raw"):byte() == 9
+    local _ <close> = qemu.holds(dir .. "/busy.raw", "raw", { "write -P 9 0 512", "flush" })
     local result = adopt("-q", "busy.raw", "side")
     assert.equal(1, result.code)
     assert.is_nil(lfs.attributes(dir .. "/side"))
     assert.truthy(result.stderr:find("lock", 1, true), result.stderr)
-    machine:write("quit\n")
   end)
 
   it("lists its options", function()

@@ -202,17 +202,10 @@ describe("create", function()
 
   it("refuses a disk that a virtual machine has open", function()
     assert.equal(0, create("-q", "-f", "qcow2", "x", "1M").code)
-    local length = lfs.attributes(dir .. "/x", "size")
-    local machine = assert(io.popen("cd " .. sh.quote(dir) .. " && qemu-io -f qcow2 x >/dev/null", "w"))
-    machine:setvbuf("no")
-    machine:write("write -P 9 0 64k\nflush\n")
-    repeat
-      sh.run("sleep 0.05")
-    until lfs.attributes(dir .. "/x", "size") > length
+    local machine = qemu.holds(dir .. "/x", "qcow2", { "write -P 9 0 64k", "flush" })
     local result = create("-q", "-f", "qcow2", "x", "2M")
     assert.equal(1, result.code)
     assert.truthy(result.stderr:find("lock", 1, true), result.stderr)
-    machine:write("quit\n")
     machine:close()
     assert.is_true(qemu.sound(dir .. "/x"))
     qemu.io(dir .. "/x", { "read -P 9 0 64k" })

@@ -18,6 +18,35 @@ function qemu.img(words, options)
   return sh.run({ "qemu-img", table.unpack(words) }, options)
 end
 
+--- Starts a virtual machine of sorts: a qemu-io that has the file open until its close method is called or its variable
+-- leaves its block. It has the file when this returns, and has run these commands. We wait until it asks for the next
+-- command: to look by opening the file could be what makes QEMU fail.
+function qemu.holds(path, format, commands)
+  local said = os.tmpname()
+  local pipe = assert(io.popen(("cd %s && exec qemu-io -f %s %s >%s 2>&1"):format(sh.quote(folder(path)), format,
+    sh.quote(path), said), "w"))
+  local machine = {}
+  function machine.close()
+    if pipe then
+      pipe:write("quit\n")
+      pipe:close()
+      os.remove(said)
+      pipe = nil
+    end
+  end
+  -- One line at a time: qemu-io waits for its input before it looks at what it has read already.
+  for n = 0, #(commands or {}) do
+    pipe:write(n > 0 and commands[n] .. "\n" or "")
+    pipe:flush()
+    local deadline = os.time() + 30
+    while select(2, sh.slurp(said):gsub("qemu%-io>", "")) <= n do
+      assert(os.time() < deadline, "qemu-io did not come so far within thirty seconds: " .. sh.slurp(said))
+      os.execute("sleep 0.02")
+    end
+  end
+  return setmetatable(machine, { __close = machine.close })
+end
+
 local BAD_OPTION = { "unrecognized option '[^\n]*'", "invalid option %-%- '.'", "missing argument for option '[^\n]*'",
   "option requires an argument %-%- '.'", "option '[^\n]*' requires an argument" }
 
