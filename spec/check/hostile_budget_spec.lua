@@ -22,8 +22,8 @@ local function cost(words, output)
   return result, tonumber(seconds), tonumber(kib) / 1024
 end
 
--- Runs a command and holds it to its bounds; what it prints goes to the file `output`, if given. gives: the result. Other
--- programs on the machine can only make it slower, so the best of three runs counts.
+-- Runs a command and holds it to its bounds; what it prints goes to the file `output`, if given. gives: the result.
+-- Other programs on the machine can only make it slower, so the best of three runs counts.
 local function within(words, seconds_bound, mib_bound, code, output)
   local result, seconds, mib = cost(words, output)
   for _ = 1, 2 do
