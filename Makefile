@@ -87,7 +87,7 @@ FUZZERS := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz/%)
 HOST := $(if $(SAN),$(BUILD)/bin/lua)
 # Lua modules for specs alone, which see the core's floors one by one.
 PROBE_STORE := $(BUILD)/lib/lua/5.4/qcow2_probe_store.so
-PROBE := $(BUILD)/lib/lua/5.4/qcow2_probe.so
+PROBES := $(BUILD)/lib/lua/5.4/qcow2_probe.so $(BUILD)/lib/lua/5.4/qcow2_probe_meta.so
 # The interpreter for specs: a sanitized build needs a sanitized host program.
 RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
 
@@ -201,8 +201,8 @@ $(PROBE_STORE): spec/support/probe_store.c $(LIB)
 	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) -fvisibility=default $(LUA_CFLAGS) -shared $(LDFLAGS) \
 		$(PROBE_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(LIB)
 
-# What needs no host: codecs, layouts.
-$(PROBE): spec/support/probe.c $(LIB)
+# What needs no host: codecs, layouts, tables in memory.
+$(PROBES): $(BUILD)/lib/lua/5.4/qcow2_%.so: spec/support/%.c $(LIB)
 	@mkdir -p $(@D)
 	@echo "  LINK    $@"
 	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) -fvisibility=default $(LUA_CFLAGS) -shared $(LDFLAGS) -o $@ $< $(LIB) $(LIBS)
@@ -241,11 +241,11 @@ test-long: deps
 	$(SUB) test-run TAGS=all
 interop: deps
 	$(SUB) test-run SUITES=spec/interop
-test-run: all $(PROBE_STORE) $(PROBE)
+test-run: all $(PROBE_STORE) $(PROBES)
 	@$(RUN) $(if $(TAGS),--long) $(SUITES)
 
 # One spec, or a folder of them: make spec F=spec/unit/hold_spec.lua
-spec: all $(PROBE_STORE) $(PROBE)
+spec: all $(PROBE_STORE) $(PROBES)
 	@$(RUN) --long $(F)
 # The engines that have threads.
 TSAN_SUITES := spec/unit/hold_spec.lua spec/unit/copy_image_spec.lua spec/unit/copy_raw_spec.lua \
@@ -270,7 +270,7 @@ other-builds: deps-lint
 asan: deps-lint
 	$(SUB) test-run BUILD=build/asan SAN=address,undefined CFLAGS='-O1 -g'
 valgrind: deps-lint
-	$(SUB) all $(PROBE_STORE) $(PROBE)
+	$(SUB) all $(PROBE_STORE) $(PROBES)
 	@$(RUN) --valgrind spec/unit
 
 demo: deps

@@ -205,8 +205,8 @@ static int place_new(struct q2_copy *copy, struct image_worker *worker, const st
 			*packed += bytes;
 			continue;
 		}
-		rc = q2_write_place(copy->target, guest, next - c, sub ? worker->bitmap + c : NULL, &host,
-				    &got, err);
+		rc = q2_write_link(copy->target, guest, next - c, sub ? worker->bitmap + c : NULL, &host,
+				   &got, err);
 		if (!rc && sub)
 			rc = add_subclusters(copy, worker, unit, c, c + got, host, err);
 		else if (!rc)
@@ -286,34 +286,36 @@ static bool wait_turn(struct q2_copy *copy, uint64_t number)
 {
 	pthread_mutex_lock(&copy->lock);
 	while (copy->turn != number) {
-		struct timespec until;
-		/* A unit before this one may fail without ever taking its turn. */
+		/* A unit before this one may fail without ever taking its turn; then `stopped` wakes us. */
 		if (q2_pool_unwanted(copy->job.pool, number))
 			return false;
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_nsec += 20000000;
-		until.tv_sec += until.tv_nsec / 1000000000;
-		until.tv_nsec %= 1000000000;
-		pthread_cond_timedwait(&copy->moved, &copy->lock, &until);
+		pthread_cond_wait(&copy->moved, &copy->lock);
 	}
 	return true;
+}
+
+static void stopped(void *context)
+{
+	struct q2_copy *copy = context;
+	pthread_mutex_lock(&copy->lock);
+	pthread_cond_broadcast(&copy->moved);
+	pthread_mutex_unlock(&copy->lock);
 }
 
 /* *begun: the worker is at step 3 and has to leave it again. */
 static int have_turn(struct q2_copy *copy, struct image_worker *worker, const struct q2_copy_unit *unit,
 		     uint64_t number, bool *begun, struct qcow2_error *err)
 {
-	struct q2_meta *meta = &copy->target->meta;
 	int rc = 0;
 	*begun = false;
 	if (!wait_turn(copy, number)) {
 		pthread_mutex_unlock(&copy->lock);
 		return 0;
 	}
-	if (copy->fresh && q2_cache_is_full(&meta->cache)) {
+	if (copy->fresh && q2_write_is_full(copy->target, 2)) {
 		while (copy->writing)
 			pthread_cond_wait(&copy->moved, &copy->lock);
-		rc = q2_writeback(meta, err);
+		rc = q2_write_tables(copy->target, err);
 	}
 	if (!rc)
 		rc = take_places(copy, worker, unit, err);
@@ -392,4 +394,5 @@ const struct q2_pool_work q2_copy_unit_work = {.unit_size = sizeof(struct q2_cop
 					       .worker_size = sizeof(struct image_worker),
 					       .run = run_unit,
 					       .is_news = q2_job_is_news,
+					       .stopped = stopped,
 					       .end_worker = end_worker};

@@ -2,7 +2,6 @@
  * Writing into an open image from several threads. */
 #include "copy/image_writer.h"
 
-#include "meta/map_edit.h"
 #include "store/store.h"
 
 /* So many written bytes are worth a call that lets the system begin to write them down. */
@@ -28,7 +27,6 @@ void q2_image_writer_destroy(struct q2_image_writer *target)
 
 int q2_image_writer_enter(struct q2_image_writer *target, uint64_t number, struct qcow2_error *err)
 {
-	struct q2_cache *cache = &target->image->meta.cache;
 	pthread_mutex_lock(&target->gate);
 	while (target->next != number)
 		pthread_cond_wait(&target->moved, &target->gate);
@@ -37,7 +35,7 @@ int q2_image_writer_enter(struct q2_image_writer *target, uint64_t number, struc
 	target->placed = 0;
 	while (target->flying)
 		pthread_cond_wait(&target->moved, &target->gate);
-	return cache->dirty > cache->most / 4 ? q2_writeback(&target->image->meta, err) : 0;
+	return q2_write_is_full(target->image, 4) ? q2_write_tables(target->image, err) : 0;
 }
 
 void q2_image_writer_leave(struct q2_image_writer *target)
@@ -47,138 +45,31 @@ void q2_image_writer_leave(struct q2_image_writer *target)
 	pthread_mutex_unlock(&target->gate);
 }
 
-/* How a stretch of a range is written. */
-struct way {
-	uint64_t length; /* bytes of it */
-	bool direct;     /* to `host` of the data store, without the gate */
-	bool link;       /* direct, and then the entries have to name it */
-	uint64_t host;   /* bytes */
-};
-
 /* A stretch whose bytes are still to be written. */
 struct target_place {
-	struct way way;
-	uint64_t offset; /* of the disk */
+	struct q2_write_place place;
 	const uint8_t *buf;
 };
-
-/* Whole clusters at `offset` that get a place of their own: as many as one free place has. */
-static int take_place(struct qcow2_image *image, uint64_t offset, uint64_t clusters, struct way *way,
-		      struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	uint64_t start = offset >> g->cluster_bits, got = clusters;
-	int rc = q2_map_edit_table(&image->map, q2_guest_at(offset), err);
-	if (!rc && !g->external_data)
-		rc = q2_alloc(&image->meta, clusters, false, &start, &got, err);
-	if (!rc)
-		*way = (struct way){got << g->cluster_bits, true, true, start << g->cluster_bits};
-	return rc;
-}
-
-/* needs: the gate. */
-static int choose(struct qcow2_image *image, uint64_t offset, uint64_t length, struct way *way,
-		  struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	struct q2_run run;
-	int rc = q2_edit_begin(image, err);
-	if (!rc)
-		rc = q2_track_mark(image, offset, length, err);
-	if (rc)
-		return rc;
-	if (image->raw) {
-		*way = (struct way){length, true, false, offset};
-		return 0;
-	}
-	rc = q2_map_find(&image->map, q2_guest_at(offset), length, &run, err);
-	if (rc)
-		return rc;
-	bool own = run.has_host && run.kind != Q2_SUB_COMPRESSED && (run.copied || g->external_data);
-	uint64_t start = offset & (g->cluster_size - 1);
-	uint64_t clusters = start ? 0 : q2_min(run.length, length) >> g->cluster_bits;
-	/* With extended L2 clusters that hold nothing may have their place already. */
-	uint64_t fresh = own ? 0 : clusters;
-	if (fresh && g->extended_l2 && run.kind == Q2_SUB_UNALLOCATED) {
-		rc = q2_map_placeless(&image->map, q2_guest_at(offset), fresh << g->cluster_bits, &fresh,
-				      err);
-		if (rc)
-			return rc;
-		fresh >>= g->cluster_bits;
-	}
-	/* An entry of a broken image may name live metadata; qcow2_image_write refuses it. */
-	bool live = run.has_host && !g->external_data &&
-		    q2_live_metadata_has(&image->meta.live, run.host.v >> g->cluster_bits,
-					 ((run.host.v + run.length - 1) >> g->cluster_bits) -
-						 (run.host.v >> g->cluster_bits) + 1);
-	if (own && run.kind == Q2_SUB_DATA && !live)
-		*way = (struct way){run.length, true, false, run.host.v};
-	else if (fresh && !image->meta.pending_punch.count)
-		return take_place(image, offset, fresh, way, err);
-	else if (clusters)
-		*way = (struct way){clusters << g->cluster_bits, false, false, 0};
-	else
-		*way = (struct way){q2_min(length, g->cluster_size - start), false, false, 0};
-	return 0;
-}
-
-/* Lets the entries of whole clusters name their new place. needs: the gate; the bytes are written. */
-static int link_place(struct qcow2_image *image, uint64_t offset, const struct way *way,
-		      struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	for (uint64_t done = 0; done < way->length;) {
-		uint8_t *entry;
-		uint32_t left;
-		int rc = q2_map_edit_edit(&image->map, q2_guest_at(offset + done), &entry, &left, err);
-		if (rc)
-			return rc;
-		for (; left && done < way->length;
-		     left--, entry += g->l2_entry_size, done += g->cluster_size) {
-			struct q2_entry old = q2_map_edit_get(g, entry);
-			rc = q2_map_edit_release(&image->map, &old, err);
-			if (rc)
-				return rc;
-			q2_map_edit_put(g, entry, (way->host + done) | Q2_COPIED, UINT32_MAX);
-		}
-	}
-	return 0;
-}
-
-/* needs: the gate. `rc`: how the writing ended. */
-static int finish_place(struct qcow2_image *image, uint64_t offset, const struct way *way, int rc,
-			struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	if (!way->link)
-		return rc;
-	if (rc) {
-		if (!g->external_data)
-			q2_alloc_abandon(&image->meta, way->host >> g->cluster_bits,
-					 way->length >> g->cluster_bits, NULL);
-		return rc;
-	}
-	rc = link_place(image, offset, way, err);
-	return rc ? q2_writeback_fail(&image->meta, rc, err) : 0;
-}
 
 int q2_image_writer_place(struct q2_image_writer *target, uint64_t offset, const uint8_t *buf,
 			  uint64_t length, struct q2_vec *places, struct qcow2_error *err)
 {
 	struct qcow2_image *image = target->image;
 	target->placed += length;
-	for (struct way way; length; offset += way.length, buf += way.length, length -= way.length) {
+	for (uint64_t done = 0; length; offset += done, buf += done, length -= done) {
 		/* Room first: a place that was taken must not be lost. */
-		struct target_place *place = q2_vec_push(places, sizeof *place);
-		int rc = place ? choose(image, offset, length, &way, err) : q2_error_nomem(err);
-		if (!rc && way.direct) {
-			*place = (struct target_place){way, offset, buf};
+		struct target_place *one = q2_vec_push(places, sizeof *one);
+		int rc = one ? q2_write_prepare(image, offset, length, &one->place, err)
+			     : q2_error_nomem(err);
+		done = rc ? 0 : one->place.length;
+		if (!rc && one->place.direct) {
+			one->buf = buf;
 			target->flying += places->count == 1;
 			continue;
 		}
-		places->count -= place != NULL;
+		places->count -= one != NULL;
 		if (!rc)
-			rc = qcow2_image_write(image, offset, buf, way.length, err);
+			rc = qcow2_image_write(image, offset, buf, done, err);
 		if (rc)
 			return q2_image_blame(image, rc, err);
 	}
@@ -219,7 +110,7 @@ static int write_places(struct q2_image_writer *target, const struct q2_vec *pla
 	int rc = 0;
 	pthread_mutex_lock(&target->writer);
 	for (size_t i = 0; i < places->count && !rc; i++, place++)
-		rc = qcow2_store_write(store, place->way.host, place->buf, place->way.length, err);
+		rc = qcow2_store_write(store, place->place.host, place->buf, place->place.length, err);
 	pthread_mutex_unlock(&target->writer);
 	return rc;
 }
@@ -237,9 +128,9 @@ int q2_image_writer_finish(struct q2_image_writer *target, struct q2_vec *places
 		rc = write_places(target, places, err);
 	pthread_mutex_lock(&target->gate);
 	for (size_t i = 0; i < places->count; i++) {
-		int one = finish_place(image, list[i].offset, &list[i].way, rc, rc ? NULL : err);
+		int one = q2_write_finish(image, &list[i].place, rc, rc ? NULL : err);
 		rc = rc ? rc : one;
-		bytes += list[i].way.length;
+		bytes += list[i].place.length;
 	}
 	places->count = 0;
 	target->flying--;

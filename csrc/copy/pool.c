@@ -59,14 +59,22 @@ bool q2_pool_unwanted(struct q2_pool *pool, uint64_t number)
 	return atomic_load_explicit(&pool->stop, memory_order_relaxed) < number;
 }
 
-/* Keeps the verdict of the lowest number. needs: the lock. */
-static void keep_stop(struct q2_pool *pool, uint64_t number, int code, const struct qcow2_error *err)
+/* Keeps the verdict of the lowest number. gives: did it become the verdict? needs: the lock. */
+static bool keep_stop(struct q2_pool *pool, uint64_t number, int code, const struct qcow2_error *err)
 {
 	if (number >= atomic_load(&pool->stop))
-		return;
+		return false;
 	atomic_store(&pool->stop, number);
 	pool->stop_code = code;
 	pool->stop_error = *err;
+	return true;
+}
+
+/* needs: not the lock, which a worker may ask for while it holds a lock of the job's own. */
+static void tell_stop(struct q2_pool *pool)
+{
+	if (pool->work.stopped)
+		pool->work.stopped(pool->job);
 }
 
 /* Runs the next unit. needs: the lock, a unit that is not taken. */
@@ -79,8 +87,11 @@ static void run_next(struct q2_pool *pool, void *own)
 		pthread_mutex_unlock(&pool->lock);
 		int code = pool->work.run(pool->job, own, unit_at(pool, number), number, &err);
 		pthread_mutex_lock(&pool->lock);
-		if (code)
-			keep_stop(pool, number, code, &err);
+		if (code && keep_stop(pool, number, code, &err)) {
+			pthread_mutex_unlock(&pool->lock);
+			tell_stop(pool);
+			pthread_mutex_lock(&pool->lock);
+		}
 	}
 	pool->states[number % pool->ring] = FREE;
 	pool->finished++;
@@ -181,6 +192,7 @@ void q2_pool_free(struct q2_pool *pool)
 	atomic_store(&pool->stop, 0);
 	pthread_cond_broadcast(&pool->ready);
 	pthread_mutex_unlock(&pool->lock);
+	tell_stop(pool);
 	for (unsigned i = 0; i < pool->started; i++) {
 		pthread_join(pool->workers[i].thread, NULL);
 		pool->work.end_worker(pool->workers[i].own);

@@ -26,6 +26,8 @@ struct q2_pool_work {
 	int (*run)(void *job, void *worker, void *unit, uint64_t number, struct qcow2_error *err);
 	/* In a worker: has so much been done that the coordinator wants to be woken, to tell of it? */
 	bool (*is_news)(const void *job);
+	/* Units are unwanted from now on that were not before: wakes those that wait for each other. NULL: none do. */
+	void (*stopped)(void *job);
 	/* Frees what a worker's struct holds; in the coordinator, after its thread has ended. */
 	void (*end_worker)(void *worker);
 };

@@ -10,6 +10,7 @@
 #define Q2_FORMAT_ENTRY_H
 
 #include "base/addr.h"
+#include "base/be.h"
 #include "format/header.h"
 
 #define Q2_COPIED (1ull << 63)
@@ -83,6 +84,37 @@ static inline enum q2_sub q2_entry_sub(const struct q2_entry *e, unsigned index)
 	if (e->zero >> index & 1)
 		return Q2_SUB_ZERO;
 	return e->alloc >> index & 1 ? Q2_SUB_DATA : Q2_SUB_UNALLOCATED;
+}
+
+/* Reads and decodes an entry as it lies on disk. */
+static inline struct q2_entry q2_entry_load(const struct q2_geometry *g, const uint8_t *bytes)
+{
+	return q2_entry_decode(g, q2_load64(bytes), g->extended_l2 ? q2_load64(bytes + 8) : 0);
+}
+
+/* Writes an entry's words as they lie on disk. */
+static inline void q2_entry_store(const struct q2_geometry *g, uint8_t *bytes, uint64_t word, uint64_t bitmap)
+{
+	q2_store64(bytes, word);
+	if (g->extended_l2)
+		q2_store64(bytes + 8, bitmap);
+}
+
+/* The host clusters that a decoded entry refers to: *first and their number; 0 when it refers to none or when nobody counts
+ * them, as those of an external data file. */
+static inline uint64_t q2_entry_clusters(const struct q2_geometry *g, const struct q2_entry *e,
+					 uint64_t *first)
+{
+	*first = e->host.v >> g->cluster_bits;
+	if (!e->has_host || g->external_data)
+		return 0;
+	return e->compressed ? ((e->host.v + e->host_length - 1) >> g->cluster_bits) - *first + 1 : 1;
+}
+
+/* The bitmap of extended L2 that the decoded entry has. */
+static inline uint64_t q2_entry_bitmap(const struct q2_entry *e)
+{
+	return (uint64_t)e->zero << 32 | e->alloc;
 }
 
 /* The word of a compressed cluster whose stream has `length` bytes at `host`. */

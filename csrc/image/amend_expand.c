@@ -5,7 +5,6 @@
  * entry, after what the new entries refer to is counted and on disk: every entry alone says the same as before. */
 #include "image/amend.h"
 #include "image/image_job.h"
-#include "meta/map_edit.h"
 
 /* Clusters that are given places at once. */
 enum { MOST_AT_ONCE = 1 << 14 };
@@ -31,34 +30,19 @@ static int give_zeros(struct qcow2_image *image, uint64_t guest, uint64_t most, 
 		      struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	const struct q2_geometry *g = &meta->geo;
-	uint64_t start, virgin;
-	int rc = q2_map_edit_table(&image->map, q2_guest_at(guest), err);
-	virgin = meta->virgin;
-	if (!rc)
-		rc = q2_alloc(meta, q2_min(most, MOST_AT_ONCE), false, &start, done, err);
+	unsigned bits = meta->geo.cluster_bits;
+	uint64_t virgin = meta->virgin;
+	struct q2_map_place place;
+	int rc = q2_map_prepare(&image->map, q2_guest_at(guest), q2_min(most, MOST_AT_ONCE) << bits, false,
+				&place, err);
 	if (rc)
 		return rc;
-	rc = clear_clusters(image, start, *done, virgin, err);
-	if (rc) {
-		q2_alloc_abandon(meta, start, *done, NULL);
-		return rc;
-	}
-	for (uint64_t i = 0; i < *done;) {
-		uint8_t *entry;
-		uint32_t left;
-		rc = q2_map_edit_edit(&image->map, q2_guest_at(guest + (i << g->cluster_bits)), &entry, &left,
-				      err);
-		for (; !rc && left && i < *done; left--, i++, entry += g->l2_entry_size) {
-			struct q2_entry old = q2_map_edit_get(g, entry);
-			rc = q2_map_edit_release(&image->map, &old, err);
-			if (!rc)
-				q2_map_edit_put(g, entry, (start + i) << g->cluster_bits | Q2_COPIED, 0);
-		}
-		if (rc)
-			return q2_writeback_fail(meta, rc, err);
-	}
-	return 0;
+	*done = place.count;
+	rc = clear_clusters(image, place.host.v >> bits, place.count, virgin, err);
+	if (!rc)
+		return q2_map_commit(&image->map, &place, NULL, err);
+	q2_map_abandon(&image->map, &place);
+	return rc;
 }
 
 int q2_expand_disk(struct qcow2_image *image, uint64_t *at, uint64_t deadline, struct qcow2_error *err)
@@ -118,7 +102,7 @@ static int expand_table(struct qcow2_image *image, uint8_t *table, uint64_t user
 	*changed = false;
 	for (uint32_t j = 0; j < 1u << g->l2_bits; j++) {
 		uint8_t *entry = table + (size_t)j * g->l2_entry_size;
-		struct q2_entry e = q2_map_edit_get(g, entry);
+		struct q2_entry e = q2_entry_load(g, entry);
 		uint64_t word = 0, cluster = 0;
 		int rc = 0;
 		if (e.compressed || q2_entry_sub(&e, 0) != Q2_SUB_ZERO)
@@ -131,7 +115,7 @@ static int expand_table(struct qcow2_image *image, uint8_t *table, uint64_t user
 			rc = drop_later(drops, e.host.v >> g->cluster_bits, users, err);
 		if (rc)
 			return rc;
-		q2_map_edit_put(g, entry, word, 0);
+		q2_entry_store(g, entry, word, 0);
 		*changed = true;
 	}
 	return 0;

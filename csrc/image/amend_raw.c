@@ -3,7 +3,6 @@
  * plain data 1:1, and only when both are proved does the header say so. */
 #include "image/amend.h"
 #include "image/image_job.h"
-#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -15,22 +14,6 @@ static int clear_data(struct qcow2_image *image, uint64_t offset, uint64_t lengt
 	if (rc || offset >= file)
 		return rc;
 	return qcow2_store_punch(image->meta.data, offset, q2_min(length, file - offset), err);
-}
-
-/* The entries of [start, end) say "data, here". needs: whole clusters. */
-static int map_plain(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	while (start < end) {
-		uint8_t *entry;
-		uint32_t left;
-		int rc = q2_map_edit_edit(&image->map, q2_guest_at(start), &entry, &left, err);
-		if (rc)
-			return rc;
-		for (; left && start < end; left--, start += g->cluster_size, entry += g->l2_entry_size)
-			q2_map_edit_put(g, entry, start | Q2_COPIED, UINT32_MAX);
-	}
-	return 0;
 }
 
 int q2_fill_raw(struct qcow2_image *image, uint64_t *at, uint64_t deadline, struct qcow2_error *err)
@@ -52,8 +35,9 @@ int q2_fill_raw(struct qcow2_image *image, uint64_t *at, uint64_t deadline, stru
 		uint64_t first = q2_round_down(*at, g->cluster_size),
 			 last = q2_round_down(stop, g->cluster_size);
 		bool plain = run.kind == Q2_SUB_DATA && run.copied && q2_is_aligned(*at, g->cluster_size);
+		const struct q2_map_state here = {.kind = Q2_MAP_DATA, .host = q2_host_at(first)};
 		if (!rc && first < last && !plain)
-			rc = map_plain(image, first, last, err);
+			rc = q2_map_set_range(&image->map, first, last, &here, err);
 		if (rc)
 			return rc;
 		*at = stop;

@@ -2,7 +2,6 @@
  * Compressed writes: one cluster's stream, packed behind the last one at byte granularity. */
 #include "data/codec.h"
 #include "image/image.h"
-#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -61,27 +60,18 @@ static void abandon_stream(struct q2_meta *meta, q2_host at, uint32_t length)
 static int link_stream(struct qcow2_image *image, uint64_t offset, q2_host at, uint32_t length,
 		       struct qcow2_error *err)
 {
-	struct q2_meta *meta = &image->meta;
-	uint8_t *entry;
-	uint32_t left;
-	int rc = q2_map_edit_edit(&image->map, q2_guest_at(offset), &entry, &left, err);
-	if (rc) {
-		abandon_stream(meta, at, length);
-		return rc;
-	}
-	struct q2_entry old = q2_map_edit_get(&meta->geo, entry);
-	rc = q2_map_edit_release(&image->map, &old, err);
+	const struct q2_map_state stream = {.kind = Q2_MAP_COMPRESSED, .host = at, .length = length};
+	int rc = q2_map_set_range(&image->map, offset, offset + image->meta.geo.cluster_size, &stream, err);
 	if (rc)
-		return q2_writeback_fail(meta, rc, err);
-	q2_map_edit_put(&meta->geo, entry, q2_entry_compressed(&meta->geo, at, length), 0);
-	return 0;
+		abandon_stream(&image->meta, at, length);
+	return rc;
 }
 
 int q2_compress_place(struct qcow2_image *image, uint64_t offset, uint32_t length, uint64_t *host,
 		      struct qcow2_error *err)
 {
 	q2_host at = {0};
-	int rc = q2_map_edit_table(&image->map, q2_guest_at(offset), err);
+	int rc = q2_map_table(&image->map, q2_guest_at(offset), err);
 	if (!rc)
 		rc = place_stream(image, length, &at, err);
 	if (!rc)
@@ -98,7 +88,7 @@ static int write_stream(struct qcow2_image *image, uint64_t offset, const void *
 	q2_host at = {0};
 	int rc = q2_edit_begin(image, err);
 	if (!rc)
-		rc = q2_map_edit_table(&image->map, q2_guest_at(offset), err);
+		rc = q2_map_table(&image->map, q2_guest_at(offset), err);
 	if (!rc)
 		rc = place_stream(image, length, &at, err);
 	if (rc)

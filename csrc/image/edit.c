@@ -4,7 +4,6 @@
 #include "data/codec.h"
 #include "format/record.h"
 #include "image/image.h"
-#include "meta/map_edit.h"
 #include "store/store.h"
 
 #include <inttypes.h>

@@ -5,7 +5,6 @@
 #include "image/amend.h"
 #include "image/header_cluster.h"
 #include "image/table_rebuild.h"
-#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -51,7 +50,7 @@ static int move_out(struct qcow2_image *image, uint64_t guest, uint8_t *table, s
 	bool raw = image->meta.header.autoclear_features & Q2_AUTOCLEAR_DATA_FILE_RAW;
 	for (uint32_t j = 0; j < 1u << g->l2_bits; j++, guest += g->cluster_size) {
 		uint8_t *entry = table + (size_t)j * g->l2_entry_size;
-		struct q2_entry e = q2_map_edit_get(g, entry);
+		struct q2_entry e = q2_entry_load(g, entry);
 		if (e.invalid)
 			return q2_error_set(err, QCOW2_E_CORRUPT, guest,
 					    "L2 entry of guest offset %#" PRIx64 " contradicts itself",
@@ -67,7 +66,7 @@ static int move_out(struct qcow2_image *image, uint64_t guest, uint8_t *table, s
 		} else if (e.zero && !g->extended_l2) {
 			word = Q2_ZERO;
 		}
-		q2_map_edit_put(g, entry, word, bitmap);
+		q2_entry_store(g, entry, word, bitmap);
 	}
 	return 0;
 }

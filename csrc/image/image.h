@@ -8,7 +8,7 @@
 
 #include "base/mem.h"
 #include "format/header.h"
-#include "meta/map.h"
+#include "meta/map_edit.h"
 
 #define Q2_MAX_CHAIN 200u
 
@@ -108,9 +108,6 @@ int q2_edit_reads_zero(struct qcow2_image *image, uint64_t offset, uint64_t leng
 int q2_edit_read(struct qcow2_image *image, uint64_t offset, void *buf, uint64_t length,
 		 struct qcow2_error *err);
 
-/* Would q2_unmap_clusters find something that it has to refuse? So asked before what cannot be taken back. */
-int q2_unmap_check(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);
-
 /* Makes the clusters of [start, end) unallocated; what they held is freed. needs: whole clusters, below what
  * the L1 table covers. */
 int q2_unmap_clusters(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err);
@@ -122,19 +119,42 @@ int q2_unmap_tables(struct qcow2_image *image, uint64_t start, uint64_t end, str
  * every instant what the backing file shows must be what the disk showed. */
 int q2_image_empty(struct qcow2_image *image, struct qcow2_error *err);
 
+/* ---- writes whose bytes a copy's workers write (place.c, compress.c) ---------------------------- */
+
+/* Where bytes of the disk go. */
+struct q2_write_place {
+	uint64_t length; /* bytes of the range, from its start on, that this is about */
+	bool direct; /* to `host` of q2_edit_data's store; else by qcow2_image_write, and nothing was taken */
+	bool linked; /* the entries name it already */
+	uint64_t host; /* bytes */
+	struct q2_map_place at;
+};
+
+/* A place for the beginning of [offset, offset + length), which bitmaps have as changed from now on. needs: inside the disk.
+ * After q2_write_prepare and the writing comes q2_write_finish; `rc`: how the writing ended. gives: rc, or its own failure. */
+int q2_write_prepare(struct qcow2_image *image, uint64_t offset, uint64_t length,
+		     struct q2_write_place *place, struct qcow2_error *err);
+int q2_write_finish(struct qcow2_image *image, const struct q2_write_place *place, int rc,
+		    struct qcow2_error *err);
+
 /*
- * For a copy into a new image, whose data is written by others: places are taken and linked in memory, the
- * caller has the data written there before it commits (invariant 3).
+ * For a copy into a new image: places are taken and linked in memory, the caller has the bytes written there before the
+ * tables are (invariant 3).
  *
  * q2_compress_place: a place for a compressed stream as the cluster at guest `offset`.
- * q2_write_place: places for `count` whole clusters that hold nothing yet, from guest `offset` on, with these
+ * q2_write_link: places for `count` whole clusters that hold nothing yet, from guest `offset` on, with these
  * subcluster bitmaps of extended L2 (NULL: all of each is there); as many as lie
  * in one piece. gives: *host of the first byte in q2_edit_data's store, *got clusters.
  */
 int q2_compress_place(struct qcow2_image *image, uint64_t offset, uint32_t length, uint64_t *host,
 		      struct qcow2_error *err);
-int q2_write_place(struct qcow2_image *image, uint64_t offset, uint64_t count, const uint64_t *bitmaps,
-		   uint64_t *host, uint64_t *got, struct qcow2_error *err);
+int q2_write_link(struct qcow2_image *image, uint64_t offset, uint64_t count, const uint64_t *bitmaps,
+		  uint64_t *host, uint64_t *got, struct qcow2_error *err);
+
+/* Has more than 1/part of the table cache changed? Then it is time for q2_write_tables, as soon as every place that the
+ * entries name is written. */
+bool q2_write_is_full(const struct qcow2_image *image, unsigned part);
+int q2_write_tables(struct qcow2_image *image, struct qcow2_error *err);
 
 /*
  * A new image in the making is hidden: on disk it is marked unfinished in place of its magic, so that what is left of

@@ -6,7 +6,6 @@
 #include "base/be.h"
 #include "image/header_cluster.h"
 #include "image/image_job.h"
-#include "meta/map_edit.h"
 #include "store/store.h"
 
 #include <inttypes.h>
@@ -65,7 +64,7 @@ static void put_empty(struct inward *in, uint32_t j, const struct q2_entry *e)
 	bool backed = in->job.image->backing_name.data;
 	uint32_t zero = backed ? e->zero | e->alloc : e->zero;
 	uint8_t *entry = in->new + (size_t)j * g->l2_entry_size;
-	q2_map_edit_put(g, entry, zero && !g->extended_l2 ? Q2_ZERO : 0, (uint64_t)zero << 32);
+	q2_entry_store(g, entry, zero && !g->extended_l2 ? Q2_ZERO : 0, (uint64_t)zero << 32);
 }
 
 /* How many clusters from entry `j` on have data in the file, or (*is_data false) have none. */
@@ -77,7 +76,7 @@ static int find_run(struct inward *in, uint32_t j, uint64_t guest, uint32_t *cou
 	uint64_t run = 0;
 	*count = 0;
 	for (; j + *count < 1u << g->l2_bits && guest < image->size; guest += g->cluster_size) {
-		struct q2_entry e = q2_map_edit_get(g, in->old + (size_t)(j + *count) * g->l2_entry_size);
+		struct q2_entry e = q2_entry_load(g, in->old + (size_t)(j + *count) * g->l2_entry_size);
 		int rc = check_entry(&e, guest, err);
 		bool data = e.alloc != 0;
 		/* The host is asked once for a whole stretch. */
@@ -125,9 +124,9 @@ static int copy_run(struct inward *in, uint32_t j, uint64_t guest, uint32_t coun
 	}
 	for (uint32_t i = 0; i < got && !rc; i++) {
 		size_t at = (size_t)(j + i) * g->l2_entry_size;
-		struct q2_entry e = q2_map_edit_get(g, in->old + at);
-		q2_map_edit_put(g, in->new + at, (host + ((uint64_t)i << g->cluster_bits)) | Q2_COPIED,
-				(uint64_t)e.zero << 32 | e.alloc);
+		struct q2_entry e = q2_entry_load(g, in->old + at);
+		q2_entry_store(g, in->new + at, (host + ((uint64_t)i << g->cluster_bits)) | Q2_COPIED,
+			       (uint64_t)e.zero << 32 | e.alloc);
 	}
 	*done = (uint32_t)got;
 	return rc;
@@ -253,7 +252,7 @@ static int step(struct q2_image_job *job, struct qcow2_error *err)
 			rc = copy_run(in, in->next, guest, count, &count, err);
 		for (uint32_t i = 0; !rc && !is_data && i < count; i++) {
 			struct q2_entry e =
-				q2_map_edit_get(g, in->old + (size_t)(in->next + i) * g->l2_entry_size);
+				q2_entry_load(g, in->old + (size_t)(in->next + i) * g->l2_entry_size);
 			put_empty(in, in->next + i, &e);
 		}
 		in->next += count;

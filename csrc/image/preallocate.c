@@ -2,7 +2,6 @@
  * Space for what a disk grew by, taken before anything is written there. */
 #include "image/preallocate.h"
 
-#include "meta/map_edit.h"
 #include "store/kind.h"
 
 int q2_preallocate_plain(struct qcow2_store *store, uint64_t from, uint64_t to, enum qcow2_preallocation mode,
@@ -31,26 +30,6 @@ static int prepare_space(struct qcow2_image *image, uint64_t at, uint64_t length
 	return rc ? rc : q2_preallocate_plain(image->store, at, at + length, mode, err);
 }
 
-/* Links `count` clusters from guest `at` on to host clusters from `host` on, as data. */
-static int link_clusters(struct qcow2_image *image, uint64_t at, uint64_t host, uint64_t count,
-			 struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	while (count) {
-		uint8_t *entry;
-		uint32_t left;
-		int rc = q2_map_edit_edit(&image->map, q2_guest_at(at), &entry, &left, err);
-		if (rc)
-			return rc;
-		for (; left && count; left--, count--, entry += g->l2_entry_size) {
-			q2_map_edit_put(g, entry, host | Q2_COPIED, UINT32_MAX);
-			at += g->cluster_size;
-			host += g->cluster_size;
-		}
-	}
-	return 0;
-}
-
 /* The cluster that the disk ended in gets its place by being written to; what is new in it are zeros. */
 static int prepare_first(struct qcow2_image *image, uint64_t from, uint64_t to, enum qcow2_preallocation mode,
 			 struct qcow2_error *err)
@@ -68,26 +47,6 @@ static int prepare_first(struct qcow2_image *image, uint64_t from, uint64_t to, 
 	return rc ? rc : q2_store_allocate(image->store, word & Q2_OFFSET_MASK, g->cluster_size, err);
 }
 
-/* How many clusters from guest `at` on, at most `most`, have no place (or, *placed, have one). */
-static int same_clusters(struct qcow2_image *image, uint64_t at, uint64_t most, uint64_t *count, bool *placed,
-			 struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	for (*count = 0; *count < most; ++*count) {
-		uint64_t word, bitmap;
-		q2_host entry;
-		int rc = q2_map_entry(&image->map, q2_guest_at(at + (*count << g->cluster_bits)), &word,
-				      &bitmap, &entry, err);
-		if (rc)
-			return rc;
-		bool here = q2_entry_decode(g, word, bitmap).has_host;
-		if (*count && here != *placed)
-			break;
-		*placed = here;
-	}
-	return 0;
-}
-
 int q2_preallocate(struct qcow2_image *image, uint64_t from, enum qcow2_preallocation mode,
 		   struct qcow2_error *err)
 {
@@ -99,32 +58,25 @@ int q2_preallocate(struct qcow2_image *image, uint64_t from, enum qcow2_prealloc
 		rc = prepare_first(image, from, q2_min(at, image->size), mode, err);
 	while (!rc && at < end) {
 		rc = q2_edit_begin(image, err);
-		/* The table before the data, so that they lie in this order in the file. */
-		if (!rc)
-			rc = q2_map_edit_table(&image->map, q2_guest_at(at), err);
-		uint64_t table = 1ull << g->l2_bits, number = at >> g->cluster_bits;
-		uint64_t start = number;
-		uint64_t count = q2_min((end - at) >> g->cluster_bits, table - (number & (table - 1)));
+		uint64_t table = 1ull << (g->l2_bits + g->cluster_bits);
+		uint64_t length = q2_min(end, q2_round_down(at, table) + table) - at;
 		uint64_t virgin = meta->virgin << g->cluster_bits;
-		bool placed = false;
+		struct q2_held held = {0};
+		struct q2_map_place place = {0};
 		if (!rc)
-			rc = same_clusters(image, at, count, &count, &placed, err);
+			rc = q2_map_held(&image->map, q2_guest_at(at), length, &held, err);
+		length = held.count << g->cluster_bits;
+		if (!rc && held.holding == Q2_HOLDING_NONE) {
+			rc = q2_map_prepare(&image->map, q2_guest_at(at), length, true, &place, err);
+			length = place.count << g->cluster_bits;
+		}
+		if (!rc && place.taken)
+			rc = prepare_space(image, place.host.v, length, virgin, mode, err);
 		if (rc)
-			break;
-		if (placed) {
-			at += count << g->cluster_bits;
-			continue;
-		}
-		if (!g->external_data) {
-			rc = q2_alloc(meta, count, false, &start, &count, err);
-			if (!rc)
-				rc = prepare_space(image, start << g->cluster_bits, count << g->cluster_bits,
-						   virgin, mode, err);
-			if (rc)
-				break;
-		}
-		rc = link_clusters(image, at, start << g->cluster_bits, count, err);
-		at += count << g->cluster_bits;
+			q2_map_abandon(&image->map, &place);
+		else if (place.count)
+			rc = q2_map_commit(&image->map, &place, NULL, err);
+		at += length;
 	}
 	return rc;
 }

@@ -2,7 +2,6 @@
  * The disk's size, and with it the bitmaps: grown or shrunk with one switch of the header (invariant 5). */
 #include "image/image.h"
 #include "image/preallocate.h"
-#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -55,24 +54,6 @@ static int grow_l1(struct qcow2_image *image, uint64_t size, struct qcow2_error 
 			 : 0;
 }
 
-/* A raw data file is the disk, so the entries of [start, end) all say "there". */
-static int map_raw(struct qcow2_image *image, uint64_t start, uint64_t end, struct qcow2_error *err)
-{
-	const struct q2_geometry *g = &image->meta.geo;
-	while (start < end) {
-		uint8_t *entry;
-		uint32_t left;
-		int rc = q2_edit_begin(image, err);
-		if (!rc)
-			rc = q2_map_edit_edit(&image->map, q2_guest_at(start), &entry, &left, err);
-		if (rc)
-			return rc;
-		for (; left && start < end; left--, start += g->cluster_size, entry += g->l2_entry_size)
-			q2_map_edit_put(g, entry, start | Q2_COPIED, UINT32_MAX);
-	}
-	return 0;
-}
-
 /*
  * Everything the grown part would show reads as zeros before the size on disk says it is there: entries left
  * over from a larger disk, the rest of the last cluster, a backing file longer than the disk, old bytes of a
@@ -88,8 +69,13 @@ static int clear_grown(struct qcow2_image *image, uint64_t old, uint64_t size, s
 	int rc = meta->data ? qcow2_store_length(meta->data, &length, err) : 0;
 	if (!rc && length > old)
 		rc = qcow2_store_punch(meta->data, old, q2_min(length, size) - old, err);
+	/* A raw data file is the disk, so all entries say "data, here". */
+	const struct q2_map_state here = {.kind = Q2_MAP_DATA, .host = q2_host_at(low)};
+	if (!rc && low < high && raw)
+		rc = q2_edit_begin(image, err);
 	if (!rc && low < high)
-		rc = raw ? map_raw(image, low, high, err) : q2_unmap_clusters(image, low, high, err);
+		rc = raw ? q2_map_set_range(&image->map, low, high, &here, err)
+			 : q2_unmap_clusters(image, low, high, err);
 	if (!rc && low > old)
 		rc = qcow2_image_zero(image, old, q2_min(size, low) - old, 0, err);
 	/* Whole clusters, so that entries say it and nothing has to be written. */
@@ -152,7 +138,7 @@ static int shrink(struct qcow2_image *image, uint64_t size, struct qcow2_error *
 	uint64_t low = q2_round_up(size, cluster_size), high = q2_round_up(image->size, cluster_size);
 	int rc = q2_writeback_flush(meta, err);
 	if (!rc)
-		rc = q2_unmap_check(image, low, high, err);
+		rc = q2_map_check_release(&image->map, low, high, err);
 	if (!rc)
 		rc = q2_bitmaps_resize(image, size, err);
 	if (rc)

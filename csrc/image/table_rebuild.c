@@ -3,7 +3,6 @@
 #include "image/table_rebuild.h"
 
 #include "base/be.h"
-#include "meta/map_edit.h"
 
 /* Entries of one L2 table, read whole. *empty: it is a hole of the file, and was not read. */
 static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, bool *empty,
@@ -22,17 +21,8 @@ static int read_l2(struct qcow2_image *image, uint64_t at, uint8_t *bytes, bool 
 static int count_data(struct q2_meta *meta, uint64_t first, uint64_t count, int delta,
 		      struct qcow2_error *err)
 {
-	int rc = delta < 0 ? q2_map_edit_check(meta, first, count, err) : 0;
+	int rc = delta < 0 ? q2_map_check_data(meta, first, count, err) : 0;
 	return rc ? rc : q2_refcount_add(meta, first, count, delta, err);
-}
-
-/* The clusters that an entry refers to. gives: their number, 0 when it has none. */
-static uint64_t entry_clusters(const struct q2_geometry *g, const struct q2_entry *e, uint64_t *first)
-{
-	if (!e->has_host || g->external_data) /* clusters of a data file are not counted */
-		return 0;
-	*first = e->host.v >> g->cluster_bits;
-	return e->compressed ? ((e->host.v + e->host_length - 1) >> g->cluster_bits) - *first + 1 : 1;
 }
 
 /* Adds `delta` to the counts of what the entries of one L2 table refer to. */
@@ -42,8 +32,8 @@ static int count_entries(struct q2_meta *meta, const uint8_t *table, int delta, 
 	uint64_t start = 0, run = 0;
 	int rc = 0;
 	for (uint32_t j = 0; j < 1u << g->l2_bits && !rc; j++) {
-		struct q2_entry e = q2_map_edit_get(g, table + (size_t)j * g->l2_entry_size);
-		uint64_t first = 0, n = entry_clusters(g, &e, &first);
+		struct q2_entry e = q2_entry_load(g, table + (size_t)j * g->l2_entry_size);
+		uint64_t first = 0, n = q2_entry_clusters(g, &e, &first);
 		if (n && first == start + run) {
 			run += n;
 			continue;
@@ -180,7 +170,7 @@ int q2_table_rebuild_set_copied(struct qcow2_image *image, uint64_t guest, uint8
 	(void)guest;
 	for (uint32_t j = 0; j < 1u << g->l2_bits; j++) {
 		uint8_t *entry = table + (size_t)j * g->l2_entry_size;
-		struct q2_entry e = q2_map_edit_get(g, entry);
+		struct q2_entry e = q2_entry_load(g, entry);
 		uint64_t count = 0;
 		if (e.compressed || !e.has_host)
 			continue;

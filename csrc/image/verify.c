@@ -7,7 +7,6 @@
 #include "base/be.h"
 #include "data/zero.h"
 #include "image/image_job.h"
-#include "meta/map_edit.h"
 
 #include <inttypes.h>
 
@@ -103,33 +102,23 @@ static int zero_data(struct verify *v, uint64_t offset, uint64_t length, struct 
 static int map_plain(struct verify *v, uint64_t cluster, struct qcow2_error *err)
 {
 	struct qcow2_image *image = v->job.image;
-	const struct q2_geometry *g = &image->meta.geo;
-	uint8_t *entry;
-	uint32_t left;
+	const struct q2_map_state here = {.kind = Q2_MAP_DATA, .host = q2_host_at(cluster)};
+	uint64_t size = image->meta.geo.cluster_size;
 	int rc = q2_edit_begin(image, err);
 	if (!rc)
-		rc = q2_track_mark(image, cluster, q2_min(g->cluster_size, image->size - cluster), err);
-	if (!rc)
-		rc = q2_map_edit_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
-	if (!rc)
-		q2_map_edit_put(g, entry, cluster | Q2_COPIED, UINT32_MAX);
-	return rc;
+		rc = q2_track_mark(image, cluster, q2_min(size, image->size - cluster), err);
+	return rc ? rc : q2_map_set_range(&image->map, cluster, cluster + size, &here, err);
 }
 
 /* The cluster's entry gets its COPIED back and says what it said. */
 static int set_copied(struct verify *v, uint64_t cluster, struct qcow2_error *err)
 {
 	struct qcow2_image *image = v->job.image;
-	uint8_t *entry;
-	uint32_t left;
+	const struct q2_map_state copied = {.kind = Q2_MAP_COPIED};
 	int rc = q2_edit_begin(image, err);
-	if (!rc)
-		rc = q2_map_edit_edit(&image->map, q2_guest_at(cluster), &entry, &left, err);
-	if (!rc) {
-		struct q2_entry e = q2_map_edit_get(&image->meta.geo, entry);
-		q2_map_edit_put(&image->meta.geo, entry, e.raw | Q2_COPIED, (uint64_t)e.zero << 32 | e.alloc);
-	}
-	return rc;
+	return rc ? rc
+		  : q2_map_set_range(&image->map, cluster, cluster + image->meta.geo.cluster_size, &copied,
+				     err);
 }
 
 /* ---- looking ----------------------------------------------------------------------------------- */

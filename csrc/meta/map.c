@@ -135,11 +135,6 @@ static int unwritten(struct q2_map *map, const struct place *p, uint32_t *count,
 	return rc;
 }
 
-static inline struct q2_entry entry_at(const struct q2_geometry *g, const uint8_t *bytes)
-{
-	return q2_entry_decode(g, q2_load64(bytes), g->extended_l2 ? q2_load64(bytes + 8) : 0);
-}
-
 /* Refuses an entry that the specification does not allow at this guest cluster. */
 static int check_entry(const struct q2_map *map, const struct q2_entry *e, q2_guest cluster,
 		       struct qcow2_error *err)
@@ -227,7 +222,7 @@ static uint32_t extend(const struct q2_map *map, const uint8_t *bytes, uint32_t 
 			return n;
 	}
 	for (; n < left; n++) {
-		struct q2_entry e = entry_at(g, bytes + (size_t)n * g->l2_entry_size);
+		struct q2_entry e = q2_entry_load(g, bytes + (size_t)n * g->l2_entry_size);
 		q2_guest here = q2_guest_add(cluster, (uint64_t)n << g->cluster_bits);
 		/* A wrong entry ends the run; who asks for it gets the error. */
 		bool joins = !e.compressed && q2_entry_sub(&e, 0) == run->kind &&
@@ -303,7 +298,7 @@ int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_ru
 		rc = slice_of(map, &p, &bytes, &left, err);
 		if (rc)
 			return rc;
-		struct q2_entry e = entry_at(g, bytes);
+		struct q2_entry e = q2_entry_load(g, bytes);
 		rc = check_entry(map, &e, cluster, err);
 		if (rc)
 			return rc;
@@ -376,31 +371,79 @@ int q2_map_entry(struct q2_map *map, q2_guest address, uint64_t *word, uint64_t 
 	return 0;
 }
 
-int q2_map_placeless(struct q2_map *map, q2_guest start, uint64_t limit, uint64_t *length,
-		     struct qcow2_error *err)
+/* The subclusters of the cluster at `cluster` that [start, end) touches. */
+static uint32_t touched(const struct q2_geometry *g, uint64_t cluster, uint64_t start, uint64_t end)
+{
+	uint64_t from = q2_max(start, cluster) - cluster, to = q2_min(end - cluster, g->cluster_size);
+	unsigned low = (unsigned)(from >> g->subcluster_bits);
+	unsigned high = (unsigned)q2_div_up(to, 1ull << g->subcluster_bits);
+	return (uint32_t)(((1ull << high) - 1) & ~((1ull << low) - 1));
+}
+
+/* How the entry of the cluster at `cluster` holds its place, as far as [start, end) is concerned. */
+static struct q2_held held_by(const struct q2_geometry *g, const struct q2_entry *e, uint64_t cluster,
+			      uint64_t start, uint64_t end)
+{
+	struct q2_held held = {.count = 1, .holding = Q2_HOLDING_NONE};
+	if (!e->has_host)
+		return held;
+	held.holding = Q2_HOLDING_SHARED;
+	if (e->compressed || !(g->external_data || (e->raw & Q2_COPIED)))
+		return held;
+	uint32_t mask = touched(g, cluster, start, end);
+	held.holding = Q2_HOLDING_OWN;
+	held.host = e->host;
+	held.plain = (e->raw & Q2_COPIED) && (e->alloc & mask) == mask;
+	return held;
+}
+
+static bool joins(const struct q2_geometry *g, const struct q2_held *held, const struct q2_held *next)
+{
+	return !held->count || (next->holding == held->holding && next->plain == held->plain &&
+				(next->holding != Q2_HOLDING_OWN ||
+				 next->host.v == held->host.v + (held->count << g->cluster_bits)));
+}
+
+int q2_map_held(struct q2_map *map, q2_guest start, uint64_t length, struct q2_held *held,
+		struct qcow2_error *err)
 {
 	const struct q2_geometry *g = &map->meta->geo;
-	uint64_t at = start.v, end = start.v + limit;
+	uint64_t at = q2_round_down(start.v, g->cluster_size), end = start.v + length;
+	*held = (struct q2_held){0};
 	int rc = q2_map_load(map, err);
 	while (!rc && at < end) {
 		struct place p = place_of(map, q2_guest_at(at));
-		const uint8_t *bytes;
-		uint32_t left = (1u << g->l2_bits) - p.l2_index, n = 0, zeros = 0;
+		const uint8_t *bytes = NULL;
+		uint32_t left = (1u << g->l2_bits) - p.l2_index, zeros = 0;
+		/* What is known already is an answer; a table that cannot be read is the next call's error. */
+		struct qcow2_error *e = held->count ? NULL : err;
 		if (p.l2_at)
-			rc = unwritten(map, &p, &zeros, err);
-		if (zeros) {
-			left = n = zeros;
-		} else if (!rc && p.l2_at) {
-			rc = slice_of(map, &p, &bytes, &left, err);
-			while (!rc && n < left && !entry_at(g, bytes + (size_t)n * g->l2_entry_size).has_host)
-				n++;
-		} else {
-			n = left;
+			rc = unwritten(map, &p, &zeros, e);
+		if (zeros)
+			left = zeros;
+		else if (!rc && p.l2_at)
+			rc = slice_of(map, &p, &bytes, &left, e);
+		for (; !rc && left && at < end; at += g->cluster_size) {
+			struct q2_held next = {.count = 1};
+			uint64_t n = 1;
+			if (bytes) {
+				struct q2_entry entry = q2_entry_load(g, bytes);
+				bytes += g->l2_entry_size;
+				rc = check_entry(map, &entry, q2_guest_at(at), e);
+				next = held_by(g, &entry, at, start.v, end);
+			} else {
+				n = q2_min(left, q2_div_up(end - at, g->cluster_size));
+				at += (n - 1) << g->cluster_bits;
+			}
+			if (rc || !joins(g, held, &next))
+				return held->count ? 0 : rc;
+			left -= (uint32_t)n;
+			n += held->count;
+			if (!held->count)
+				*held = next;
+			held->count = n;
+			e = NULL;
 		}
-		at += (uint64_t)n << g->cluster_bits;
-		if (n < left)
-			break;
 	}
-	*length = q2_min(at, end) - start.v;
-	return rc;
+	return held->count ? 0 : rc;
 }

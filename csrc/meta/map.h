@@ -60,12 +60,28 @@ int q2_map_load(struct q2_map *map, struct qcow2_error *err);
 int q2_map_find(struct q2_map *map, q2_guest start, uint64_t limit, struct q2_run *run,
 		struct qcow2_error *err);
 
+/* How the entry of a cluster holds a place in the file. A run of kind UNALLOCATED does not say that: with extended L2 an
+ * entry may have a place though nothing is in it. */
+enum q2_holding {
+	Q2_HOLDING_NONE,   /* no place */
+	Q2_HOLDING_SHARED, /* a place that others use as well, or a compressed stream */
+	Q2_HOLDING_OWN,    /* a place that is this disk's alone: it can be written to */
+};
+
+/* Clusters that hold their places alike. */
+struct q2_held {
+	uint64_t count; /* clusters, > 0 */
+	enum q2_holding holding;
+	q2_host host; /* own: of the first cluster; the others follow */
+	bool plain;   /* own, and all of the range asked for is data: to write there changes no entry */
+};
+
 /*
- * A run of kind UNALLOCATED says nothing of places: with extended L2 an entry may have one though it has nothing in
- * it. needs: `start` is aligned. gives: how far (at most `limit`) the clusters from `start` on have none.
+ * What a writer of [start, start + length) has to know of the clusters that the range touches, from the first one on.
+ * needs: length > 0, the range inside what L1 covers. fails: as q2_map_find, for the first cluster.
  */
-int q2_map_placeless(struct q2_map *map, q2_guest start, uint64_t limit, uint64_t *length,
-		     struct qcow2_error *err);
+int q2_map_held(struct q2_map *map, q2_guest start, uint64_t length, struct q2_held *held,
+		struct qcow2_error *err);
 
 /*
  * One L2 entry, raw, of tables that q2_map_load may refuse as a whole. gives: the words in host order (bitmap 0 without extended L2) and where the entry
