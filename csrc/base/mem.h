@@ -3,6 +3,7 @@
 #ifndef Q2_BASE_MEM_H
 #define Q2_BASE_MEM_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -45,6 +46,9 @@ struct q2_vec {
 /* gives: room for one more item of `size` bytes at the end, zeroed; NULL when memory is out (the
  * array is as it was). */
 void *q2_vec_push(struct q2_vec *vec, size_t size);
+
+/* Adds `count` items of `size` bytes. gives: false when memory is out (the array is as it was). */
+bool q2_vec_append(struct q2_vec *vec, const void *items, size_t count, size_t size);
 
 /* Frees the items; the array is empty and usable afterwards. */
 void q2_vec_free(struct q2_vec *vec);

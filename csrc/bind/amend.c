@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Class qcow2.task: long changes of one image, done in steps. */
+ * Jobs that change or verify one image: amend, internalize, verify; and externalize, which is done at once. */
 #include "bind/bind.h"
 
 /* Field `name` of the table at 2 as a number, 0 when it is missing. */
@@ -51,7 +51,7 @@ static int l_amend(lua_State *L)
 		.shrink = q2_bind_flag(L, 2, "shrink"),
 	};
 	options.size = number_field(L, "size");
-	struct q2_handle *handle = q2_bind_new(L, Q2_TASK_CLASS);
+	struct q2_handle *handle = q2_bind_new(L, Q2_JOB_CLASS);
 	int rc = qcow2_amend_new(image, &options, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
@@ -61,7 +61,7 @@ static int l_internalize(lua_State *L)
 {
 	struct qcow2_error err;
 	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
-	struct q2_handle *handle = q2_bind_new(L, Q2_TASK_CLASS);
+	struct q2_handle *handle = q2_bind_new(L, Q2_JOB_CLASS);
 	int rc = qcow2_internalize_new(image, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
@@ -104,18 +104,17 @@ static int l_verify(lua_State *L)
 	struct qcow2_error err;
 	struct qcow2_image *image = q2_bind_self(L, 1, Q2_IMAGE_CLASS);
 	enum qcow2_resync mode = (enum qcow2_resync)luaL_checkoption(L, 2, "none", modes);
-	struct q2_handle *handle = q2_bind_new(L, Q2_VERIFY_CLASS);
+	struct q2_handle *handle = q2_bind_new(L, Q2_JOB_CLASS);
 	int rc = qcow2_verify_new(image, mode, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
-/* task:divergence(index from 0) -> { offset, length, cause, meaning }; nil past the last that is kept */
+/* job:divergence(index from 0) -> { offset, length, cause, meaning }; nil past the last that is kept */
 static int l_divergence(lua_State *L)
 {
 	const char *meaning = NULL;
 	uint64_t index = q2_bind_unsigned(L, 2, "index");
-	const struct qcow2_divergence *d =
-		qcow2_verify_divergence(q2_bind_self(L, 1, Q2_VERIFY_CLASS), index);
+	const struct qcow2_divergence *d = qcow2_verify_divergence(q2_bind_self(L, 1, Q2_JOB_CLASS), index);
 	if (!d)
 		return 0;
 	lua_createtable(L, 0, 4);
@@ -128,61 +127,19 @@ static int l_divergence(lua_State *L)
 	return 1;
 }
 
-/* task:counts() -> found, mended */
+/* job:counts() -> found, mended */
 static int l_counts(lua_State *L)
 {
 	uint64_t found, mended;
-	qcow2_verify_counts(q2_bind_self(L, 1, Q2_VERIFY_CLASS), &found, &mended);
+	qcow2_verify_counts(q2_bind_self(L, 1, Q2_JOB_CLASS), &found, &mended);
 	lua_pushinteger(L, (lua_Integer)found);
 	lua_pushinteger(L, (lua_Integer)mended);
 	return 2;
 }
 
-/* Both classes step and close in one way. */
-static struct q2_handle *handle_of(lua_State *L)
-{
-	struct q2_handle *handle = luaL_testudata(L, 1, Q2_VERIFY_CLASS);
-	return handle ? handle : luaL_checkudata(L, 1, Q2_TASK_CLASS);
-}
-
-/* done, total, whether there is more */
-static int l_step(lua_State *L)
-{
-	struct qcow2_error err;
-	uint64_t done, total;
-	struct q2_handle *handle = handle_of(L);
-	luaL_argcheck(L, handle->object, 1, "attempt to use a closed task");
-	int rc = qcow2_job_step(handle->object, &done, &total, &err);
-	return q2_bind_step(L, rc, done, total, &err);
-}
-
-static int l_close(lua_State *L)
-{
-	struct q2_handle *handle = handle_of(L);
-	qcow2_job_free(handle->object);
-	handle->object = NULL;
-	return 0;
-}
-
-static int l_tostring(lua_State *L)
-{
-	struct q2_handle *handle = handle_of(L);
-	lua_pushstring(L, handle->object ? "qcow2.task" : "qcow2.task (closed)");
-	return 1;
-}
-
 void q2_bind_open_amend(lua_State *L)
 {
-	static const luaL_Reg methods[] = {{"step", l_step}, {"close", l_close}, {NULL, NULL}};
-	static const luaL_Reg verify_methods[] = {{"step", l_step},
-						  {"divergence", l_divergence},
-						  {"counts", l_counts},
-						  {"close", l_close},
-						  {NULL, NULL}};
-	static const luaL_Reg meta[] = {{"__gc", l_close},
-					{"__close", l_close},
-					{"__tostring", l_tostring},
-					{NULL, NULL}};
+	static const luaL_Reg methods[] = {{"divergence", l_divergence}, {"counts", l_counts}, {NULL, NULL}};
 	static const luaL_Reg functions[] = {{"amend", l_amend},
 					     {"internalize", l_internalize},
 					     {"externalize_check", l_externalize_check},
@@ -190,7 +147,6 @@ void q2_bind_open_amend(lua_State *L)
 					     {"gather", l_gather},
 					     {"verify", l_verify},
 					     {NULL, NULL}};
-	q2_bind_class(L, Q2_TASK_CLASS, methods, meta);
-	q2_bind_class(L, Q2_VERIFY_CLASS, verify_methods, meta);
+	q2_bind_methods(L, Q2_JOB_CLASS, methods);
 	q2_bind_image_functions(L, functions);
 }

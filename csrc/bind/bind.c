@@ -117,6 +117,14 @@ void q2_bind_image_functions(lua_State *L, const luaL_Reg *functions)
 	}
 }
 
+void q2_bind_methods(lua_State *L, const char *class_name, const luaL_Reg *methods)
+{
+	luaL_getmetatable(L, class_name);
+	lua_getfield(L, -1, "__index");
+	luaL_setfuncs(L, methods, 0);
+	lua_pop(L, 2);
+}
+
 void q2_bind_class(lua_State *L, const char *class_name, const luaL_Reg *methods, const luaL_Reg *meta)
 {
 	luaL_newmetatable(L, class_name);

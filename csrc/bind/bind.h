@@ -15,10 +15,6 @@
 #define Q2_STORE_CLASS "qcow2.store"
 #define Q2_IMAGE_CLASS "qcow2.image"
 #define Q2_JOB_CLASS "qcow2.job"
-#define Q2_CHECK_CLASS "qcow2.check"
-#define Q2_REPAIR_CLASS "qcow2.repair"
-#define Q2_TASK_CLASS "qcow2.task"
-#define Q2_VERIFY_CLASS "qcow2.verify"
 
 struct q2_handle {
 	void *object; /* NULL: closed */
@@ -58,6 +54,8 @@ void q2_bind_image_functions(lua_State *L, const luaL_Reg *functions);
 
 /* Registers a class: metatable with methods in __index, and metamethods (both NULL-ended). */
 void q2_bind_class(lua_State *L, const char *class_name, const luaL_Reg *methods, const luaL_Reg *meta);
+/* More methods of a class that was registered. */
+void q2_bind_methods(lua_State *L, const char *class_name, const luaL_Reg *methods);
 
 /* ---- the parts, each adding its functions to the module table on top ---- */
 

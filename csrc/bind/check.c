@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * Classes qcow2.check and qcow2.repair: a check in steps, its result, its findings in batches; its repair. */
+ * Jobs that check and repair: what they found, in batches, and what became of it. */
 #include "bind/bind.h"
 
 #include <limits.h>
@@ -7,7 +7,7 @@
 
 static struct qcow2_job *self(lua_State *L)
 {
-	return q2_bind_self(L, 1, Q2_CHECK_CLASS);
+	return q2_bind_self(L, 1, Q2_JOB_CLASS);
 }
 
 static const char *severity_word(enum qcow2_severity severity)
@@ -35,23 +35,17 @@ static int l_check(lua_State *L)
 	struct qcow2_check_options options = {.struct_size = sizeof options,
 					      .most = (uint64_t)most,
 					      .threads = (unsigned)threads};
-	struct q2_handle *handle = q2_bind_new(L, Q2_CHECK_CLASS);
+	struct q2_handle *handle = q2_bind_new(L, Q2_JOB_CLASS);
 	int rc = qcow2_check_new(image, &options, (struct qcow2_job **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
-/* done, total, whether there is more */
-static int l_step(lua_State *L)
-{
-	struct qcow2_error err;
-	uint64_t done, total;
-	int rc = qcow2_job_step(self(L), &done, &total, &err);
-	return q2_bind_step(L, rc, done, total, &err);
-}
-
+/* job:result() -> of a check; of other jobs nothing */
 static int l_result(lua_State *L)
 {
 	const struct qcow2_check_result *result = qcow2_check_result(self(L));
+	if (!result)
+		return 0;
 	lua_createtable(L, 0, 12);
 	q2_bind_set_integer(L, "corruptions", result->corruptions);
 	q2_bind_set_integer(L, "leaks", result->leaks);
@@ -121,14 +115,17 @@ static void push_finding(lua_State *L, const struct qcow2_finding *finding)
 		set_word(L, "reason", strerror(finding->os_errno));
 }
 
-/* check:findings(first, count) -> array of up to `count` records from number `first` (counted from 0) on */
+/* job:findings(first, count) -> array of up to `count` records from number `first` (counted from 0) on: those of a check,
+ * or the flags that a repair put right */
 static int l_findings(lua_State *L)
 {
-	const struct qcow2_job *check = self(L);
+	const struct qcow2_job *job = self(L);
 	uint64_t first = q2_bind_unsigned(L, 2, "first"), count = q2_bind_unsigned(L, 3, "count");
 	lua_newtable(L);
 	for (uint64_t i = 0; i < count; i++) {
-		const struct qcow2_finding *finding = qcow2_check_finding(check, first + i);
+		const struct qcow2_finding *finding = qcow2_check_finding(job, first + i);
+		if (!finding)
+			finding = qcow2_repair_finding(job, first + i);
 		if (!finding)
 			break;
 		push_finding(L, finding);
@@ -137,27 +134,14 @@ static int l_findings(lua_State *L)
 	return 1;
 }
 
-/* check:accept(): it was found sound, so the marks that say otherwise go */
+/* job:accept(): it was found sound, so the marks that say otherwise go */
 static int l_accept(lua_State *L)
 {
 	struct qcow2_error err;
 	return q2_bind_done(L, qcow2_check_accept(self(L), &err), &err);
 }
 
-static int l_close(lua_State *L)
-{
-	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_CHECK_CLASS);
-	qcow2_job_free(handle->object);
-	handle->object = NULL;
-	return 0;
-}
-
 /* ---- repair ------------------------------------------------------------------------------------ */
-
-static struct qcow2_job *repair_self(lua_State *L)
-{
-	return q2_bind_self(L, 1, Q2_REPAIR_CLASS);
-}
 
 /* Raises the level of every kind in field `kinds` of the table at 2. */
 static void ask_for_kinds(lua_State *L, uint8_t wanted[QCOW2_PROBLEM_COUNT])
@@ -191,7 +175,7 @@ static int l_repair(lua_State *L)
 	luaL_checktype(L, 2, LUA_TTABLE);
 	qcow2_repair_want(wanted, q2_bind_flag(L, 2, "leaks"), q2_bind_flag(L, 2, "all"));
 	ask_for_kinds(L, wanted);
-	struct q2_handle *handle = q2_bind_new(L, Q2_REPAIR_CLASS);
+	struct q2_handle *handle = q2_bind_new(L, Q2_JOB_CLASS);
 	/* The check lives as long as its repair. */
 	lua_pushvalue(L, 1);
 	lua_setiuservalue(L, -2, 1);
@@ -199,47 +183,11 @@ static int l_repair(lua_State *L)
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
-/* done, total, whether there is more */
-static int l_repair_step(lua_State *L)
-{
-	struct qcow2_error err;
-	uint64_t done, total;
-	struct qcow2_job *repair = repair_self(L);
-	lua_getiuservalue(L, 1, 1);
-	q2_bind_self(L, -1, Q2_CHECK_CLASS);
-	int rc = qcow2_job_step(repair, &done, &total, &err);
-	return q2_bind_step(L, rc, done, total, &err);
-}
-
 /* how many COPIED flags were put right */
 static int l_flags_fixed(lua_State *L)
 {
-	lua_pushinteger(L, (lua_Integer)qcow2_repair_flags_fixed(repair_self(L)));
+	lua_pushinteger(L, (lua_Integer)qcow2_repair_flags_fixed(self(L)));
 	return 1;
-}
-
-/* repair:findings(first, count): as those of a check, of the flags */
-static int l_repair_findings(lua_State *L)
-{
-	const struct qcow2_job *repair = repair_self(L);
-	uint64_t first = q2_bind_unsigned(L, 2, "first"), count = q2_bind_unsigned(L, 3, "count");
-	lua_newtable(L);
-	for (uint64_t i = 0; i < count; i++) {
-		const struct qcow2_finding *finding = qcow2_repair_finding(repair, first + i);
-		if (!finding)
-			break;
-		push_finding(L, finding);
-		lua_rawseti(L, -2, (lua_Integer)i + 1);
-	}
-	return 1;
-}
-
-static int l_repair_close(lua_State *L)
-{
-	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_REPAIR_CLASS);
-	qcow2_job_free(handle->object);
-	handle->object = NULL;
-	return 0;
 }
 
 /* core.problems: array of { kind=, severity=, repairable=, on_request=, meaning=, loss= } */
@@ -260,21 +208,13 @@ static void push_problems(lua_State *L)
 
 void q2_bind_open_check(lua_State *L)
 {
-	static const luaL_Reg methods[] = {{"step", l_step},         {"result", l_result},
-					   {"findings", l_findings}, {"accept", l_accept},
-					   {"close", l_close},       {NULL, NULL}};
-	static const luaL_Reg meta[] = {{"__gc", l_close}, {"__close", l_close}, {NULL, NULL}};
+	static const luaL_Reg methods[] = {{"result", l_result},
+					   {"findings", l_findings},
+					   {"accept", l_accept},
+					   {"flags_fixed", l_flags_fixed},
+					   {NULL, NULL}};
 	static const luaL_Reg functions[] = {{"check", l_check}, {"repair", l_repair}, {NULL, NULL}};
-	static const luaL_Reg repair_methods[] = {{"step", l_repair_step},
-						  {"flags_fixed", l_flags_fixed},
-						  {"findings", l_repair_findings},
-						  {"close", l_repair_close},
-						  {NULL, NULL}};
-	static const luaL_Reg repair_meta[] = {{"__gc", l_repair_close},
-					       {"__close", l_repair_close},
-					       {NULL, NULL}};
-	q2_bind_class(L, Q2_CHECK_CLASS, methods, meta);
-	q2_bind_class(L, Q2_REPAIR_CLASS, repair_methods, repair_meta);
+	q2_bind_methods(L, Q2_JOB_CLASS, methods);
 	luaL_setfuncs(L, functions, 0);
 	push_problems(L);
 	lua_setfield(L, -2, "problems");

@@ -67,7 +67,6 @@ static struct qcow2_create_options read_options(lua_State *L, int index)
 		.keep_data = q2_bind_flag(L, index, "keep_data_file"),
 		.keep_holes = q2_bind_flag(L, index, "keep_holes"),
 		.nocow = q2_bind_flag(L, index, "nocow"),
-		.hidden = q2_bind_flag(L, index, "hidden"),
 	};
 }
 
@@ -87,6 +86,18 @@ static int l_create(lua_State *L)
 	struct qcow2_store *data = lua_isnil(L, 2) ? NULL : q2_bind_self(L, 2, Q2_STORE_CLASS);
 	struct qcow2_create_options options = read_options(L, 3);
 	return q2_bind_done(L, qcow2_create(store, data, &options, &err), &err);
+}
+
+/* core.create_open(store, data store or nil, options) -> image: for a copy, which finishes it */
+static int l_create_open(lua_State *L)
+{
+	struct qcow2_error err;
+	struct qcow2_store *store = q2_bind_self(L, 1, Q2_STORE_CLASS);
+	struct qcow2_store *data = lua_isnil(L, 2) ? NULL : q2_bind_self(L, 2, Q2_STORE_CLASS);
+	struct qcow2_create_options options = read_options(L, 3);
+	struct q2_handle *handle = q2_bind_new(L, Q2_IMAGE_CLASS);
+	int rc = qcow2_create_open(store, data, &options, (struct qcow2_image **)&handle->object, &err);
+	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
 /* core.create_raw(store, size, preallocation, nocow) -> true */
@@ -111,6 +122,7 @@ static int l_has_nocow(lua_State *L)
 void q2_bind_open_create(lua_State *L)
 {
 	static const luaL_Reg functions[] = {{"create", l_create},
+					     {"create_open", l_create_open},
 					     {"create_check", l_check},
 					     {"create_raw", l_create_raw},
 					     {"create_has_nocow", l_has_nocow},

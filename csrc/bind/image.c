@@ -10,7 +10,7 @@ static struct qcow2_image *self(lua_State *L)
 	return q2_bind_self(L, 1, Q2_IMAGE_CLASS);
 }
 
-/* core.image_open(store, "qcow2"|"raw", damaged, hidden) */
+/* core.image_open(store, "qcow2"|"raw", damaged) */
 static int l_open(lua_State *L)
 {
 	static const char *const formats[] = {"qcow2", "raw", NULL};
@@ -21,7 +21,6 @@ static int l_open(lua_State *L)
 	struct qcow2_image **out = (struct qcow2_image **)&handle->object;
 	int rc = format                ? qcow2_image_open_raw(store, out, &err)
 		 : lua_toboolean(L, 3) ? qcow2_image_open_damaged(store, out, &err)
-		 : lua_toboolean(L, 4) ? qcow2_image_open_hidden(store, out, &err)
 				       : qcow2_image_open(store, out, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }

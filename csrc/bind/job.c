@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT
- * Class qcow2.job: copies and comparisons, done in steps. Options and targets are lua/qcow2's. */
+ * Class qcow2.job: long work, done in steps, whatever it is; what copies and comparisons add to it. Files that make other
+ * jobs add what these have (check.c, amend.c). A method of another kind of job answers nothing. */
 #include "bind/bind.h"
 
 #include <limits.h>
@@ -83,7 +84,11 @@ static int l_step(lua_State *L)
 {
 	struct qcow2_error err;
 	uint64_t done, total;
-	int rc = qcow2_job_step(self(L), &done, &total, &err);
+	struct qcow2_job *job = self(L);
+	/* A job that rests on another, as a repair on its check, needs that one. */
+	if (lua_getiuservalue(L, 1, 1) == LUA_TUSERDATA)
+		q2_bind_self(L, -1, Q2_JOB_CLASS);
+	int rc = qcow2_job_step(job, &done, &total, &err);
 	return q2_bind_step(L, rc, done, total, &err);
 }
 

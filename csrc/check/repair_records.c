@@ -12,13 +12,7 @@ enum { EXTRA_LEAST = 16, EXTRA_KNOWN = 24 };
 
 static int append(struct q2_vec *vec, const void *bytes, size_t length)
 {
-	for (size_t i = 0; i < length; i++) {
-		uint8_t *byte = q2_vec_push(vec, 1);
-		if (!byte)
-			return QCOW2_E_NOMEM;
-		*byte = ((const uint8_t *)bytes)[i];
-	}
-	return 0;
+	return q2_vec_append(vec, bytes, length, 1) ? 0 : QCOW2_E_NOMEM;
 }
 
 static int pad(struct q2_vec *vec)

@@ -85,14 +85,14 @@ int q2_amend_width_check(struct qcow2_image *image, unsigned order, struct qcow2
 }
 
 /* Takes the room for table and blocks; that itself may need more of them, so again until it holds. */
-static int take_room(struct qcow2_image *image, struct width *w, struct q2_rebuild *shadow, uint64_t *start,
+static int take_room(struct qcow2_image *image, struct width *w, struct q2_rebuild *counts, uint64_t *start,
 		     struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
 	int rc = scan(image, w, err);
 	while (!rc) {
 		uint64_t room = w->blocks + w->table_clusters;
-		rc = q2_rebuild_take(meta, shadow, room, start, err);
+		rc = q2_rebuild_take(meta, counts, room, start, err);
 		if (!rc)
 			rc = q2_writeback_flush(meta, err);
 		if (!rc)
@@ -102,7 +102,7 @@ static int take_room(struct qcow2_image *image, struct width *w, struct q2_rebui
 			return 0;
 		}
 		if (!rc) {
-			shadow->taken.count--;
+			counts->taken.count--;
 			rc = q2_alloc_abandon(meta, *start, room, err);
 		}
 	}
@@ -181,7 +181,7 @@ static int adopt(struct qcow2_image *image, struct width *w, const struct qcow2_
 int q2_amend_width(struct qcow2_image *image, unsigned order, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	struct q2_rebuild shadow = {0};
+	struct q2_rebuild counts = {0};
 	struct width w = {0};
 	uint64_t start;
 	q2_auto uint64_t *table = NULL;
@@ -190,7 +190,7 @@ int q2_amend_width(struct qcow2_image *image, unsigned order, struct qcow2_error
 	if (!rc)
 		rc = width_init(image, order, &w, err);
 	if (!rc)
-		rc = take_room(image, &w, &shadow, &start, err);
+		rc = take_room(image, &w, &counts, &start, err);
 	if (!rc && w.table_clusters << meta->geo.cluster_bits > Q2_MAX_REFTABLE_BYTES)
 		rc = q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
 				  "The reference count table would exceed %u bytes", Q2_MAX_REFTABLE_BYTES);
@@ -207,11 +207,11 @@ int q2_amend_width(struct qcow2_image *image, unsigned order, struct qcow2_error
 		meta->header.refcount_order = order;
 		rc = q2_writeback_header(meta, err);
 		if (!rc) {
-			q2_vec_free(&shadow.taken);
+			q2_vec_free(&counts.taken);
 			rc = adopt(image, &w, &old, q2_take(&table), err);
 		}
 	}
-	q2_rebuild_undo(meta, &shadow);
+	q2_rebuild_undo(meta, &counts);
 	width_free(&w);
 	return rc;
 }

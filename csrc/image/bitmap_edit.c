@@ -65,13 +65,7 @@ static int write_fresh(struct qcow2_image *image, struct directory *dir, const v
 
 static int append(struct directory *dir, const void *bytes, size_t length, struct qcow2_error *err)
 {
-	for (size_t i = 0; i < length; i++) {
-		uint8_t *byte = q2_vec_push(&dir->bytes, 1);
-		if (!byte)
-			return q2_error_nomem(err);
-		*byte = ((const uint8_t *)bytes)[i];
-	}
-	return 0;
+	return q2_vec_append(&dir->bytes, bytes, length, 1) ? 0 : q2_error_nomem(err);
 }
 
 /* Appends an entry (specification, "Bitmap directory"). */

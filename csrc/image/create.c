@@ -464,11 +464,11 @@ static int make_image(const struct q2_create *c, uint8_t *head, size_t head_leng
 		rc = q2_create_tables_write(c, err);
 	if (!rc && head_length > SECTOR)
 		rc = qcow2_store_write(c->store, SECTOR, head + SECTOR, head_length - SECTOR, err);
-	if (!rc && !o->hidden)
+	if (!rc && !c->hidden)
 		rc = qcow2_store_flush(c->store, err);
 	if (rc)
 		return rc;
-	if (o->hidden) {
+	if (c->hidden) {
 		memcpy(head, mark, sizeof mark);
 		return qcow2_store_write(c->store, 0, head, q2_min(head_length, SECTOR), err);
 	}
@@ -483,8 +483,8 @@ static int make_image(const struct q2_create *c, uint8_t *head, size_t head_leng
 	return rc;
 }
 
-int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
-		 const struct qcow2_create_options *given, struct qcow2_error *err)
+int q2_create_image(struct qcow2_store *store, struct qcow2_store *data,
+		    const struct qcow2_create_options *given, bool hidden, struct qcow2_error *err)
 {
 	struct qcow2_create_options own;
 	const struct qcow2_create_options *options = &own;
@@ -497,6 +497,7 @@ int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
 		return rc;
 	c.store = store;
 	c.data = data;
+	c.hidden = hidden;
 	rc = check_data(&c, err);
 	if (rc)
 		return rc;
@@ -509,4 +510,10 @@ int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
 	if (!rc)
 		rc = make_data(&c, err);
 	return rc ? rc : make_image(&c, head, head_length, err);
+}
+
+int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
+		 const struct qcow2_create_options *options, struct qcow2_error *err)
+{
+	return q2_create_image(store, data, options, false, err);
 }

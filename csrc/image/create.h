@@ -15,6 +15,7 @@ struct q2_create {
 	const struct qcow2_create_options *options;
 	struct qcow2_store *store;
 	struct qcow2_store *data; /* external data file, NULL: none */
+	bool hidden;              /* it stays unfinished, and nothing is flushed */
 	struct qcow2_header header;
 	struct q2_geometry geo;
 	uint64_t guest_clusters; /* that get an L2 entry; 0: no L2 tables */
@@ -27,6 +28,10 @@ struct q2_create {
 
 /* Other implementations leave the feature name table out of smaller clusters too. */
 #define Q2_FEATURE_NAMES_FROM 8192u
+
+/* Makes the image (create.c). */
+int q2_create_image(struct qcow2_store *store, struct qcow2_store *data,
+		    const struct qcow2_create_options *options, bool hidden, struct qcow2_error *err);
 
 /* Writes the feature name table, an entry for each FEATURE(...) of format/features.def, into zeroed `out`; NULL only
  * measures. gives: its bytes. */

@@ -104,7 +104,7 @@ static int move(struct qcow2_image *image, struct qcow2_store *data, bool raw, s
 	uint32_t entries = (uint32_t)q2_header_l1_entries(&meta->geo, image->size);
 	int rc = q2_table_rebuild_take(image, &t, image->map.l1, entries, err);
 	if (!rc)
-		rc = q2_rebuild_open(meta, &t.shadow, err);
+		rc = q2_rebuild_open(meta, &t.counts, err);
 	if (!rc)
 		rc = drop_old(image, err);
 	if (rc)
@@ -118,7 +118,7 @@ static int move(struct qcow2_image *image, struct qcow2_store *data, bool raw, s
 	if (rc)
 		goto undo;
 	q2_table_rebuild_name(image, &t);
-	rc = q2_rebuild_switch(meta, &t.shadow, err);
+	rc = q2_rebuild_switch(meta, &t.counts, err);
 	if (rc)
 		goto undo;
 	q2_table_rebuild_adopt(image, &t);
@@ -129,7 +129,7 @@ static int move(struct qcow2_image *image, struct qcow2_store *data, bool raw, s
 	q2_writeback_attach(meta, image->data);
 	rc = q2_image_reload_header(image, err);
 undo:
-	q2_rebuild_undo(meta, &t.shadow);
+	q2_rebuild_undo(meta, &t.counts);
 	q2_table_rebuild_free(&t);
 	return rc;
 }
@@ -144,21 +144,21 @@ static int gather(struct qcow2_image *image, struct qcow2_error *err)
 	if (!rc)
 		rc = q2_table_rebuild_take(image, &t, l1, image->map.l1_entries, err);
 	if (!rc)
-		rc = q2_rebuild_open(meta, &t.shadow, err);
+		rc = q2_rebuild_open(meta, &t.counts, err);
 	if (!rc) /* the data file's clusters are not counted: the tables are all there is */
 		rc = drop_old(image, err);
 	if (!rc)
 		rc = q2_table_rebuild_write(image, &t, l1, NULL, err);
 	if (!rc) {
 		q2_table_rebuild_name(image, &t);
-		rc = q2_rebuild_switch(meta, &t.shadow, err);
+		rc = q2_rebuild_switch(meta, &t.counts, err);
 	}
 	if (!rc) {
 		q2_table_rebuild_adopt(image, &t);
 		q2_cache_drop(&meta->cache);
 		rc = q2_writeback_flush(meta, err);
 	}
-	q2_rebuild_undo(meta, &t.shadow);
+	q2_rebuild_undo(meta, &t.counts);
 	q2_table_rebuild_free(&t);
 	/* Blocks that count nothing any more are left out. */
 	return rc ? rc : q2_amend_width(image, meta->header.refcount_order, err);

@@ -62,6 +62,9 @@ struct qcow2_image {
 /* A new image over a store, which it takes a reference to; NULL: no memory. (image.c) */
 struct qcow2_image *q2_image_new(struct qcow2_store *store);
 
+/* An image that was just made and is unfinished (open.c). */
+int q2_image_open_hidden(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err);
+
 /* Frees an image that nobody refers to any more, as it is: nothing is written. */
 void q2_image_free(struct qcow2_image *image);
 

@@ -31,19 +31,10 @@ static int take(struct inward *in, uint64_t want, bool exact, uint64_t *start, u
 	int rc = q2_alloc(meta, want, exact, start, got, err);
 	if (rc)
 		return rc;
-	struct q2_span *last = in->taken.count ? (struct q2_span *)in->taken.items + in->taken.count - 1
-					       : NULL;
-	if (last && last->start + last->count == *start) {
-		last->count += *got;
-		return 0;
-	}
-	struct q2_span *span = q2_vec_push(&in->taken, sizeof *span);
-	if (!span) {
+	rc = q2_span_push(&in->taken, *start, *got, err);
+	if (rc)
 		q2_alloc_abandon(meta, *start, *got, NULL);
-		return q2_error_nomem(err);
-	}
-	*span = (struct q2_span){*start, *got};
-	return 0;
+	return rc;
 }
 
 /* Refuses what cannot be followed; otherwise the entry's data, if any, lies at its guest offset. */

@@ -208,7 +208,7 @@ int qcow2_image_open_damaged(struct qcow2_store *store, struct qcow2_image **out
 	return image_open(store, DAMAGED, out, err);
 }
 
-int qcow2_image_open_hidden(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
+int q2_image_open_hidden(struct qcow2_store *store, struct qcow2_image **out, struct qcow2_error *err)
 {
 	return image_open(store, HIDDEN, out, err);
 }

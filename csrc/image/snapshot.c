@@ -21,6 +21,7 @@ struct change {
 	struct q2_table_rebuild tables;
 	uint64_t table_at; /* the new snapshot table's place, cluster number */
 	uint64_t table_clusters;
+	const uint64_t *ended; /* where the L1 table of a snapshot lies that is no more; NULL: none ends */
 };
 
 /* Takes the places for a new L1 of `entries`, its L2 tables and a snapshot table of `table_bytes`. */
@@ -30,7 +31,7 @@ static int take_places(struct qcow2_image *image, struct change *change, const u
 	change->table_clusters = q2_div_up(table_bytes, image->meta.geo.cluster_size);
 	int rc = 0;
 	if (change->table_clusters)
-		rc = q2_rebuild_take(&image->meta, &change->tables.shadow, change->table_clusters,
+		rc = q2_rebuild_take(&image->meta, &change->tables.counts, change->table_clusters,
 				     &change->table_at, err);
 	return rc ? rc : q2_table_rebuild_take(image, &change->tables, l1, entries, err);
 }
@@ -61,28 +62,13 @@ static int build_table(struct qcow2_image *image, uint32_t skip, const struct q2
 			q2_record_snapshot(bytes, UINT32_MAX, &r);
 			length = r.length;
 		}
-		for (size_t n = 0; n < length; n++) {
-			uint8_t *byte = q2_vec_push(out, 1);
-			if (!byte)
-				return q2_error_nomem(err);
-			*byte = bytes[n];
-		}
+		if (!q2_vec_append(out, bytes, length, 1))
+			return q2_error_nomem(err);
 		++*count;
 	}
 	if (*count > Q2_MAX_SNAPSHOTS || out->count > Q2_MAX_SNAPSHOT_TABLE)
 		return q2_error_set(err, QCOW2_E_RANGE, Q2_NO_OFFSET,
 				    "The snapshot table would be too large");
-	return 0;
-}
-
-static int push_bytes(struct q2_vec *out, const void *bytes, size_t length)
-{
-	for (size_t i = 0; i < length; i++) {
-		uint8_t *byte = q2_vec_push(out, 1);
-		if (!byte)
-			return QCOW2_E_NOMEM;
-		*byte = ((const uint8_t *)bytes)[i];
-	}
 	return 0;
 }
 
@@ -100,12 +86,12 @@ static int make_record(const struct qcow2_snapshot *s, struct q2_vec *out, struc
 	q2_store64(fixed + 24, s->vm_clock_nsec);
 	q2_store32(fixed + 32, (uint32_t)q2_min(s->vm_state_size, UINT32_MAX));
 	q2_store32(fixed + 36, (uint32_t)s->extra_data.length);
-	if (push_bytes(out, fixed, sizeof fixed) ||
-	    push_bytes(out, s->extra_data.data, s->extra_data.length) ||
-	    push_bytes(out, s->id.data, s->id.length) || push_bytes(out, s->name.data, s->name.length) ||
-	    push_bytes(out, padding, -out->count & 7))
-		return q2_error_nomem(err);
-	return 0;
+	bool whole = q2_vec_append(out, fixed, sizeof fixed, 1) &&
+		     q2_vec_append(out, s->extra_data.data, s->extra_data.length, 1) &&
+		     q2_vec_append(out, s->id.data, s->id.length, 1) &&
+		     q2_vec_append(out, s->name.data, s->name.length, 1) &&
+		     q2_vec_append(out, padding, -out->count & 7, 1);
+	return whole ? 0 : q2_error_nomem(err);
 }
 
 /* Writes the table to its place and lets the header name it. */
@@ -165,6 +151,61 @@ static int end(struct qcow2_image *image, struct qcow2_error *err)
 	q2_vec_free(&image->snapshots);
 	image->snapshots_loaded = false;
 	return q2_writeback_flush(meta, err);
+}
+
+/*
+ * A change begins: places for a copy of the tables in `l1`, for a snapshot table of `table_bytes`, and for new counts, which
+ * are still as the old ones.
+ */
+static int open_change(struct qcow2_image *image, struct change *change, const uint64_t *l1, uint32_t entries,
+		       uint64_t table_bytes, struct qcow2_error *err)
+{
+	int rc = take_places(image, change, l1, entries, table_bytes, err);
+	return rc ? rc : q2_rebuild_open(&image->meta, &change->tables.counts, err);
+}
+
+/* One reference of an L1 table goes. */
+static int drop_l1(struct qcow2_image *image, uint64_t at, uint64_t entries, struct qcow2_error *err)
+{
+	const struct q2_geometry *g = &image->meta.geo;
+	if (!entries)
+		return 0;
+	return q2_refcount_add(&image->meta, at >> g->cluster_bits, q2_div_up(entries * 8, g->cluster_size),
+			       -1, err);
+}
+
+/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
+static int renew_tables(struct qcow2_image *image, struct change *change, struct qcow2_error *err)
+{
+	const struct q2_map *map = &image->map;
+	int rc = q2_table_rebuild_count_own(image, map->l1, map->l1_entries, -1, err);
+	if (!rc)
+		rc = drop_l1(image, map->l1_offset, map->l1_entries, err);
+	if (!rc)
+		rc = q2_table_rebuild_write(image, &change->tables, map->l1, q2_table_rebuild_set_copied,
+					    err);
+	return rc;
+}
+
+/* The change ends: with the one switch of the header, or, when `rc` says that it failed, with nothing. gives: rc, or how the
+ * switch failed. */
+static int close_change(struct qcow2_image *image, struct change *change, int rc, struct qcow2_error *err)
+{
+	struct q2_meta *meta = &image->meta;
+	if (!rc) {
+		q2_table_rebuild_name(image, &change->tables);
+		rc = q2_rebuild_switch(meta, &change->tables.counts, err);
+	}
+	if (!rc) {
+		q2_table_rebuild_adopt(image, &change->tables);
+		q2_cache_drop(&meta->cache);
+		if (change->ended)
+			q2_view_end(image, *change->ended);
+		rc = end(image, err);
+	}
+	q2_rebuild_undo(meta, &change->tables.counts);
+	q2_table_rebuild_free(&change->tables);
+	return rc;
 }
 
 /* Bytes of the snapshot table on disk. */
@@ -244,9 +285,7 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, struct qcow2_bytes na
 	if (!rc)
 		rc = counts_fit(image, NULL, 0, l1, image->map.l1_entries, err);
 	if (!rc)
-		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
-	if (!rc)
-		rc = q2_rebuild_open(meta, &change.tables.shadow, err);
+		rc = open_change(image, &change, l1, image->map.l1_entries, table.count, err);
 	/* The snapshot keeps the disk's tables; the disk refers once more to all the data, by tables of its own. What
 	 * a count loses it loses first, so that no count is refused that would fit in the end. */
 	if (!rc)
@@ -259,17 +298,7 @@ int qcow2_image_snapshot_create(struct qcow2_image *image, struct qcow2_bytes na
 		rc = write_table(image, &change, &table, count, err);
 	if (!rc)
 		rc = drop_table(image, old_table, old_bytes, err);
-	if (rc)
-		goto undo;
-	q2_table_rebuild_name(image, &change.tables);
-	rc = q2_rebuild_switch(meta, &change.tables.shadow, err);
-	if (rc)
-		goto undo;
-	q2_table_rebuild_adopt(image, &change.tables);
-	rc = end(image, err);
-undo:
-	q2_rebuild_undo(meta, &change.tables.shadow);
-	q2_table_rebuild_free(&change.tables);
+	rc = close_change(image, &change, rc, err);
 	q2_vec_free(&record);
 	q2_vec_free(&table);
 	return rc ? q2_image_blame(image, rc, err) : 0;
@@ -319,47 +348,33 @@ int qcow2_image_snapshot_apply(struct qcow2_image *image, uint32_t index, struct
 		return q2_image_blame(image, rc, err);
 	memcpy(from, snap, s.l1_entries * 8ull);
 	const uint64_t *old = image->map.l1;
-	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
 	uint32_t old_entries = image->map.l1_entries;
 	rc = counts_fit(image, old, old_entries, from, (uint32_t)entries, err);
 	if (!rc)
 		rc = q2_track_mark(image, 0, image->size, err);
 	if (!rc)
-		rc = take_places(image, &change, from, (uint32_t)entries, 0, err);
-	if (!rc)
-		rc = q2_rebuild_open(meta, &change.tables.shadow, err);
+		rc = open_change(image, &change, from, (uint32_t)entries, 0, err);
 	/* The disk's old tables and data lose its reference, then those of the snapshot get it, whose L2 tables stay
 	 * its own: the disk has copies. In this order no count is refused that would fit in the end. */
 	if (!rc)
 		rc = q2_table_rebuild_count(image, old, old_entries, -1, err);
-	if (!rc && old_entries)
-		rc = q2_refcount_add(meta, old_l1, q2_div_up(old_entries * 8ull, g->cluster_size), -1, err);
+	if (!rc)
+		rc = drop_l1(image, image->map.l1_offset, old_entries, err);
 	if (!rc)
 		rc = q2_table_rebuild_count_own(image, from, (uint32_t)entries, -1, err);
 	if (!rc)
 		rc = q2_table_rebuild_count(image, from, (uint32_t)entries, 1, err);
 	if (!rc)
 		rc = q2_table_rebuild_write(image, &change.tables, from, q2_table_rebuild_set_copied, err);
-	if (rc)
-		goto undo;
-	q2_table_rebuild_name(image, &change.tables);
-	meta->header.size = s.size;
-	rc = q2_rebuild_switch(meta, &change.tables.shadow, err);
-	if (rc)
-		goto undo;
-	q2_table_rebuild_adopt(image, &change.tables);
-	q2_cache_drop(&meta->cache);
-	rc = end(image, err);
-undo:
-	q2_rebuild_undo(meta, &change.tables.shadow);
-	q2_table_rebuild_free(&change.tables);
+	if (!rc)
+		meta->header.size = s.size;
+	rc = close_change(image, &change, rc, err);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
 
 int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struct qcow2_error *err)
 {
 	struct q2_meta *meta = &image->meta;
-	const struct q2_geometry *g = &meta->geo;
 	struct change change = {0};
 	struct q2_vec table = {0};
 	struct qcow2_snapshot s = {0};
@@ -374,43 +389,21 @@ int qcow2_image_snapshot_delete(struct qcow2_image *image, uint32_t index, struc
 	if (rc)
 		return q2_image_blame(image, rc, err);
 	uint64_t old_table = meta->header.snapshots_offset, old_bytes = table_bytes(image);
-	const uint64_t *l1 = image->map.l1;
-	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
+	change.ended = &s.l1_offset;
 	rc = build_table(image, index, NULL, NULL, &table, &count, err);
 	if (!rc)
-		rc = take_places(image, &change, l1, image->map.l1_entries, table.count, err);
-	if (!rc)
-		rc = q2_rebuild_open(meta, &change.tables.shadow, err);
+		rc = open_change(image, &change, image->map.l1, image->map.l1_entries, table.count, err);
 	if (!rc)
 		rc = q2_table_rebuild_count(image, snap, s.l1_entries, -1, err);
-	if (!rc && s.l1_entries)
-		rc = q2_refcount_add(meta, s.l1_offset >> g->cluster_bits,
-				     q2_div_up(s.l1_entries * 8ull, g->cluster_size), -1, err);
-	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
 	if (!rc)
-		rc = q2_table_rebuild_count_own(image, l1, image->map.l1_entries, -1, err);
-	if (!rc && image->map.l1_entries)
-		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
-				     -1, err);
+		rc = drop_l1(image, s.l1_offset, s.l1_entries, err);
 	if (!rc)
-		rc = q2_table_rebuild_write(image, &change.tables, l1, q2_table_rebuild_set_copied, err);
+		rc = renew_tables(image, &change, err);
 	if (!rc)
 		rc = write_table(image, &change, &table, count, err);
 	if (!rc)
 		rc = drop_table(image, old_table, old_bytes, err);
-	if (rc)
-		goto undo;
-	q2_table_rebuild_name(image, &change.tables);
-	rc = q2_rebuild_switch(meta, &change.tables.shadow, err);
-	if (rc)
-		goto undo;
-	q2_table_rebuild_adopt(image, &change.tables);
-	q2_cache_drop(&meta->cache);
-	q2_view_end(image, s.l1_offset);
-	rc = end(image, err);
-undo:
-	q2_rebuild_undo(meta, &change.tables.shadow);
-	q2_table_rebuild_free(&change.tables);
+	rc = close_change(image, &change, rc, err);
 	q2_vec_free(&table);
 	return rc ? q2_image_blame(image, rc, err) : 0;
 }
@@ -437,12 +430,12 @@ static int replace_table(struct qcow2_image *image, const struct q2_vec *table, 
 	if (!rc)
 		rc = q2_writeback_header(meta, err);
 	if (!rc) {
-		q2_vec_free(&change.tables.shadow.taken);
+		q2_vec_free(&change.tables.counts.taken);
 		rc = end(image, err);
 	} else {
 		meta->header = saved;
 	}
-	q2_rebuild_undo(meta, &change.tables.shadow);
+	q2_rebuild_undo(meta, &change.tables.counts);
 	q2_table_rebuild_free(&change.tables);
 	return rc;
 }
@@ -504,37 +497,14 @@ int q2_snapshot_complete(struct qcow2_image *image, struct qcow2_error *err)
 int q2_snapshot_let_go(struct qcow2_image *image, const struct q2_span *spans, size_t count,
 		       struct qcow2_error *err)
 {
-	struct q2_meta *meta = &image->meta;
-	const struct q2_geometry *g = &meta->geo;
 	struct change change = {0};
 	int rc = begin(image, err);
 	if (rc)
 		return rc;
-	const uint64_t *l1 = image->map.l1;
-	uint64_t old_l1 = image->map.l1_offset >> g->cluster_bits;
-	rc = take_places(image, &change, l1, image->map.l1_entries, 0, err);
-	if (!rc)
-		rc = q2_rebuild_open(meta, &change.tables.shadow, err);
+	rc = open_change(image, &change, image->map.l1, image->map.l1_entries, 0, err);
 	for (size_t i = 0; i < count && !rc; i++)
-		rc = q2_refcount_add(meta, spans[i].start, spans[i].count, -1, err);
-	/* The disk's tables are copied for their COPIED flags; the old ones lose the disk's reference. */
+		rc = q2_refcount_add(&image->meta, spans[i].start, spans[i].count, -1, err);
 	if (!rc)
-		rc = q2_table_rebuild_count_own(image, l1, image->map.l1_entries, -1, err);
-	if (!rc && image->map.l1_entries)
-		rc = q2_refcount_add(meta, old_l1, q2_div_up(image->map.l1_entries * 8ull, g->cluster_size),
-				     -1, err);
-	if (!rc)
-		rc = q2_table_rebuild_write(image, &change.tables, l1, q2_table_rebuild_set_copied, err);
-	if (!rc) {
-		q2_table_rebuild_name(image, &change.tables);
-		rc = q2_rebuild_switch(meta, &change.tables.shadow, err);
-	}
-	if (!rc) {
-		q2_table_rebuild_adopt(image, &change.tables);
-		q2_cache_drop(&meta->cache);
-		rc = end(image, err);
-	}
-	q2_rebuild_undo(meta, &change.tables.shadow);
-	q2_table_rebuild_free(&change.tables);
-	return rc;
+		rc = renew_tables(image, &change, err);
+	return close_change(image, &change, rc, err);
 }

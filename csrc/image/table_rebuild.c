@@ -48,7 +48,7 @@ static int count_entries(struct q2_meta *meta, const uint8_t *table, int delta, 
 	return rc || !run ? rc : count_data(meta, start, run, delta, err);
 }
 
-/* Keeps the changed blocks in memory few: the copies of the shadow may go down at any time, nothing reaches them. */
+/* Keeps the changed blocks in memory few: the copies of the counts may go down at any time, nothing reaches them. */
 static int write_counts(struct q2_meta *meta, struct qcow2_error *err)
 {
 	if (!q2_cache_is_full(&meta->cache))
@@ -146,11 +146,11 @@ int q2_table_rebuild_take(struct qcow2_image *image, struct q2_table_rebuild *t,
 	t->l1_entries = entries;
 	t->l1_clusters = q2_div_up(entries * 8ull, meta->geo.cluster_size);
 	if (t->l1_clusters)
-		rc = q2_rebuild_take(meta, &t->shadow, t->l1_clusters, &t->l1_at, err);
+		rc = q2_rebuild_take(meta, &t->counts, t->l1_clusters, &t->l1_at, err);
 	for (uint64_t left = t->full ? entries : tables_of(l1, entries); left && !rc;) {
 		struct q2_span span;
 		rc = q2_alloc(meta, left, false, &span.start, &span.count, err);
-		struct q2_span *taken = rc ? NULL : q2_vec_push(&t->shadow.taken, sizeof *taken);
+		struct q2_span *taken = rc ? NULL : q2_vec_push(&t->counts.taken, sizeof *taken);
 		struct q2_span *place = taken ? q2_vec_push(&t->l2, sizeof *place) : NULL;
 		if (!rc && !place)
 			rc = q2_error_nomem(err);

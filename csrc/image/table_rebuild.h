@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT
- * New L1 and L2 tables for the whole disk, beside the old ones; with new reference counts (meta/shadow.h) they become
+ * New L1 and L2 tables for the whole disk, beside the old ones; with new reference counts (meta/counts.h) they become
  * true by one switch of the header (invariant 5).
  *
  *   q2_table_rebuild_take    places for the new tables
@@ -17,7 +17,7 @@
 #include "meta/refcount_rebuild.h"
 
 struct q2_table_rebuild {
-	struct q2_rebuild shadow;
+	struct q2_rebuild counts;
 	bool full;                   /* every L1 entry gets a table; set before q2_table_rebuild_take */
 	uint64_t l1_at, l1_clusters; /* the new L1's place, cluster number and count */
 	uint64_t *l1;                /* its entries, host order */
@@ -27,7 +27,7 @@ struct q2_table_rebuild {
 
 void q2_table_rebuild_free(struct q2_table_rebuild *tables);
 
-/* Adds `delta` to the counts of an L1's L2 tables alone. needs: the shadow is open. */
+/* Adds `delta` to the counts of an L1's L2 tables alone. needs: the counts is open. */
 int q2_table_rebuild_count_own(struct qcow2_image *image, const uint64_t *l1, uint32_t entries, int delta,
 			       struct qcow2_error *err);
 

@@ -286,17 +286,8 @@ int q2_alloc_abandon(struct q2_meta *meta, uint64_t start, uint64_t count, struc
 
 int q2_alloc_release(struct q2_meta *meta, uint64_t start, uint64_t count, struct qcow2_error *err)
 {
-	struct q2_vec *list = &meta->pending_free;
-	struct q2_span *last = list->count ? (struct q2_span *)list->items + list->count - 1 : NULL;
-	if (last && last->start + last->count == start) {
-		last->count += count;
+	int rc = q2_span_push(&meta->pending_free, start, count, err);
+	if (!rc)
 		meta->pending_clusters += count;
-		return 0;
-	}
-	struct q2_span *span = q2_vec_push(list, sizeof *span);
-	if (!span)
-		return q2_error_nomem(err);
-	*span = (struct q2_span){start, count};
-	meta->pending_clusters += count;
-	return 0;
+	return rc;
 }

@@ -43,11 +43,9 @@ static int prove_entries(struct q2_meta *meta, const uint8_t *table, struct qcow
 		if (!word)
 			continue;
 		struct q2_entry e = q2_entry_decode(g, word, 0);
-		if (!e.has_host)
+		uint64_t first, n = q2_entry_clusters(g, &e, &first);
+		if (!n)
 			continue;
-		uint64_t first = e.host.v >> g->cluster_bits, n = 1;
-		if (e.compressed)
-			n = ((e.host.v + e.host_length - 1) >> g->cluster_bits) - first + 1;
 		if (first == start + run || (e.compressed && first + 1 == start + run)) {
 			run = first + n - start;
 			continue;

@@ -106,30 +106,17 @@ static int release(struct q2_map *map, const struct q2_entry *old, struct qcow2_
 	return rc || !count ? rc : q2_alloc_release(map->meta, first, count, err);
 }
 
-/* Gives the cluster of the external data file back to the host once the entries no longer need it. */
-static int punch_later(struct q2_meta *meta, uint64_t offset, struct qcow2_error *err)
-{
-	struct q2_vec *list = &meta->pending_punch;
-	struct q2_span *last = list->count ? (struct q2_span *)list->items + list->count - 1 : NULL;
-	if (last && last->start + last->count == offset) {
-		last->count += meta->geo.cluster_size;
-		return 0;
-	}
-	struct q2_span *span = q2_vec_push(list, sizeof *span);
-	if (!span)
-		return q2_error_nomem(err);
-	*span = (struct q2_span){offset, meta->geo.cluster_size};
-	return 0;
-}
-
-/* The cluster at `guest` needs what its old entry held no longer. Clusters of a data file are not counted, so only one of
+/* The cluster at `guest` needs what its old entry held no longer: of an external data file the host gets it back. Clusters of a data file are not counted, so only one of
  * the two can fail. */
 static int let_go(struct q2_map *map, uint64_t guest, const struct q2_entry *old, struct qcow2_error *err)
 {
 	if (!old->has_host)
 		return 0;
-	map->meta->punch_freed = true;
-	return map->meta->geo.external_data ? punch_later(map->meta, guest, err) : release(map, old, err);
+	struct q2_meta *meta = map->meta;
+	meta->punch_freed = true;
+	return meta->geo.external_data
+		       ? q2_span_push(&meta->pending_punch, guest, meta->geo.cluster_size, err)
+		       : release(map, old, err);
 }
 
 int q2_map_check_release(struct q2_map *map, uint64_t start, uint64_t end, struct qcow2_error *err)

@@ -9,6 +9,20 @@
 
 #include <inttypes.h>
 
+int q2_span_push(struct q2_vec *list, uint64_t start, uint64_t count, struct qcow2_error *err)
+{
+	struct q2_span *last = list->count ? (struct q2_span *)list->items + list->count - 1 : NULL;
+	if (last && last->start + last->count == start) {
+		last->count += count;
+		return 0;
+	}
+	struct q2_span *span = q2_vec_push(list, sizeof *span);
+	if (!span)
+		return q2_error_nomem(err);
+	*span = (struct q2_span){start, count};
+	return 0;
+}
+
 void q2_meta_free(struct q2_meta *meta)
 {
 	q2_cache_free(&meta->cache);

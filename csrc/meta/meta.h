@@ -13,6 +13,9 @@ struct q2_span {
 	uint64_t start, count;
 };
 
+/* Adds a span to a list of them, or lengthens the last one that it follows. fails: `nomem`; the list is as it was. */
+int q2_span_push(struct q2_vec *list, uint64_t start, uint64_t count, struct qcow2_error *err);
+
 /* An entry of the active L1 table that waits to be written. It is named by its index: where the table lies is the
  * header's to say when the entry goes down. */
 struct q2_l1_word {

@@ -2,7 +2,7 @@
  * Whole-image changes (invariant 5): new reference counts beside the old ones, switched by the header.
  *
  * Counts and COPIED flags change together or the pair would be wrong in between (invariant 4). So while a
- * shadow is open every refcount block in memory is a copy in a fresh cluster: counts are changed there, new
+ * counts is open every refcount block in memory is a copy in a fresh cluster: counts are changed there, new
  * tables are written to fresh clusters too, and one header write makes all of it true at once.
  *
  *   q2_rebuild_open     takes fresh clusters for table and blocks, copies the blocks
@@ -26,16 +26,16 @@ struct q2_rebuild {
 };
 
 /* Takes `count` clusters in one piece for a new table and remembers them for undo. needs: not open yet. */
-int q2_rebuild_take(struct q2_meta *meta, struct q2_rebuild *shadow, uint64_t count, uint64_t *start,
+int q2_rebuild_take(struct q2_meta *meta, struct q2_rebuild *counts, uint64_t count, uint64_t *start,
 		    struct qcow2_error *err);
 
 /* needs: nothing pending (q2_writeback_flush). From here on meta's refcount table names the copies. */
-int q2_rebuild_open(struct q2_meta *meta, struct q2_rebuild *shadow, struct qcow2_error *err);
+int q2_rebuild_open(struct q2_meta *meta, struct q2_rebuild *counts, struct qcow2_error *err);
 
 /* needs: meta->header has the new fields (the refcount table's are set here). After a failed header write the
  * image is failed: whether the old or the new one is on disk is unknown. */
-int q2_rebuild_switch(struct q2_meta *meta, struct q2_rebuild *shadow, struct qcow2_error *err);
+int q2_rebuild_switch(struct q2_meta *meta, struct q2_rebuild *counts, struct qcow2_error *err);
 
-void q2_rebuild_undo(struct q2_meta *meta, struct q2_rebuild *shadow);
+void q2_rebuild_undo(struct q2_meta *meta, struct q2_rebuild *counts);
 
 #endif

@@ -28,7 +28,6 @@ struct qcow2_create_options {
 	bool keep_data;               /* it has contents, which become the disk's: it is only read */
 	bool keep_holes;              /* with keep_data: map its holes too, else they become zero clusters */
 	bool nocow;                   /* ask the host for no copy-on-write; a host that knows none is fine */
-	bool hidden; /* leave it marked unfinished, and flush nothing: a copy into it comes next */
 };
 #define QCOW2_CREATE_OPTIONS_INIT                                                                        \
 	{                                                                                                \
@@ -51,6 +50,15 @@ QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_create_check(const struct qcow2_cr
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_create(struct qcow2_store *store, struct qcow2_store *data,
 						     const struct qcow2_create_options *options,
 						     struct qcow2_error *err);
+
+/*
+ * The same for a copy that comes next: the image is open and writable, its data file is attached, and the stores are never
+ * let go of in between. It stays unfinished, marked so in place of its magic, and nothing is flushed, until a copy into it
+ * ends (qcow2_copy_image_new); an image without one stays unfinished for good.
+ */
+QCOW2_API QCOW2_CHECK int qcow2_create_open(struct qcow2_store *store, struct qcow2_store *data,
+					    const struct qcow2_create_options *options,
+					    struct qcow2_image **out, struct qcow2_error *err);
 
 /* Makes `store` a raw disk of `size` bytes of zeros (METADATA is refused: `conflict`). */
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_create_raw(struct qcow2_store *store, uint64_t size,

@@ -36,11 +36,6 @@ QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_image_open_damaged(struct qcow2_st
 								 struct qcow2_image **out,
 								 struct qcow2_error *err);
 
-/* An image that qcow2_create made hidden: it is shown by the end of the copy into it (qcow2_copy_image_new). */
-QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_image_open_hidden(struct qcow2_store *store,
-								struct qcow2_image **out,
-								struct qcow2_error *err);
-
 /* The store itself as a disk: its length rounded up to 512-byte sectors. */
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_image_open_raw(struct qcow2_store *store,
 							     struct qcow2_image **out,

@@ -55,8 +55,8 @@ QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_copy_new(struct qcow2_image *const
 
 /*
  * The same into a qcow2 image, which has to be writable (qcow2_image_begin). A target that was just created
- * (!target_exists) is hidden until the job's last step, so that what a kill leaves looks like no image; its
- * tables go to disk without flushes before that. With a backing file it receives what the source itself has,
+ * (!target_exists; qcow2_create_open makes it) is hidden until the job's last step, so that what a kill leaves looks
+ * like no image; its tables go to disk without flushes before that. With a backing file it receives what the source itself has,
  * not what the source's backing file shows. An existing one is written as by qcow2_image_write, and flushed.
  */
 QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_copy_image_new(struct qcow2_image *const *sources, size_t count,

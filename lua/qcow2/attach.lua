@@ -37,8 +37,16 @@ local function probe(store, path, mode)
   return format
 end
 
+-- What the library knows of an image that was opened from a store.
+function layers.enter(self, store, state)
+  local device, inode = store:identity()
+  state.identity = device and device .. ":" .. inode
+  debug.setuservalue(self, state, 1)
+  return state
+end
+
 -- Opens one file as an image, attaching nothing. `probed` answers whether the format was a guess.
-function layers.open_one(path, mode, format, store_flags, damaged, hidden)
+function layers.open_one(path, mode, format, store_flags, damaged)
   local store <close>, message, kind, errno = core.store_file(path, store_flags)
   if not store then
     return nil, message, kind, errno
@@ -51,15 +59,11 @@ function layers.open_one(path, mode, format, store_flags, damaged, hidden)
     end
   end
   local self
-  local device, inode = store:identity()
-  self, message, kind, errno = core.image_open(store, format, damaged, hidden)
+  self, message, kind, errno = core.image_open(store, format, damaged)
   if not self then
     return nil, ("Could not open '%s': %s"):format(references.escape(path), message), kind, errno
   end
-  local state = { path = path, mode = mode, format = format, probed = probed,
-    identity = device and device .. ":" .. inode }
-  debug.setuservalue(self, state, 1)
-  return self, state
+  return self, layers.enter(self, store, { path = path, mode = mode, format = format, probed = probed })
 end
 
 local MOST_LAYERS = 200

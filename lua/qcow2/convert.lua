@@ -274,7 +274,7 @@ local function plan_of(path, o, bytes)
     return nil, message, kind, errno
   end
   plan.overwrite_image = o.overwrite or given.overwrite
-  plan.hidden = true
+  plan.opened = true
   ok, message, kind, errno = create.check(plan)
   if not ok then
     return nil, message, kind, errno
@@ -342,11 +342,11 @@ local function new_qcow2(path, o, bytes, images)
     end
     return true
   end
-  target.handle, message, kind, errno = create.open(plan)
-  if target.handle and not plan.options.backing_unsafe then
+  target.handle = plan.image
+  if not plan.options.backing_unsafe then
     ok, message, kind, errno = target.handle:attach()
   end
-  if not target.handle or not ok then
+  if not ok then
     target.finish(false)
     return nil, message, kind, errno
   end

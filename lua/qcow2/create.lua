@@ -198,7 +198,6 @@ local function core_options(plan)
     keep_data_file = o.keep_data_file,
     keep_holes = o.keep_holes,
     nocow = o.nocow,
-    hidden = plan.hidden,
   }
 end
 
@@ -290,7 +289,23 @@ local function fill(plan, store, data)
     return core.create_raw(store, (plan.size + SECTOR - 1) // SECTOR * SECTOR, plan.options.preallocation or "off",
       plan.options.nocow or false)
   end
-  return core.create(store, data, core_options(plan))
+  if not plan.opened then
+    return core.create(store, data, core_options(plan))
+  end
+  local self, message, kind, errno = core.create_open(store, data, core_options(plan))
+  if not self then
+    return nil, message, kind, errno
+  end
+  local o = plan.options
+  plan.image = image.enter(self, store, {
+    path = plan.path,
+    references = o.references,
+    data_file = plan.data_path,
+    data_path = plan.data_path,
+    backing = plan.backing_path,
+    backing_format = o.backing_fmt,
+  })
+  return true
 end
 
 ---What is said when `nocow` cannot be had.
@@ -301,8 +316,8 @@ function create.no_nocow(path)
     :format(show(path))
 end
 
----Makes what the plan says; with plan.hidden it looks like no image until a copy into it has shown it.
----gives: true and a list of notes, or nil, message, kind, errno.
+---Makes what the plan says. With plan.opened it is plan.image, open, and looks like no image until a copy into it has
+---ended. gives: true and a list of notes, or nil, message, kind, errno.
 function create.make(plan)
   local store <close>, made, store_kind, store_errno = open_target(plan.path, plan.overwrite_image)
   if not store then
@@ -331,19 +346,6 @@ function create.make(plan)
     notes[1] = create.no_nocow(plan.path)
   end
   return true, notes
-end
-
----The new image, open for reading and writing.
-function create.open(plan)
-  local o = plan.options
-  return image.open(plan.path, {
-    mode = "rw",
-    format = plan.format,
-    references = o.references,
-    data_file = plan.data_path,
-    backing = plan.backing_path,
-    backing_format = o.backing_fmt,
-  }, plan.hidden)
 end
 
 -- ---- for users -----------------------------------------------------------------------------

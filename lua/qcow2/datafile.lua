@@ -152,16 +152,10 @@ function methods:verify(given)
   end
   local _ <close> = task
   local report = { divergences = {} }
-  local more = true
-  while more do
-    local done, total
-    done, total, more, errno = task:step()
-    if not done then
-      return nil, total, more, errno
-    end
-    if o.progress then
-      o.progress(done, total)
-    end
+  local ok
+  ok, message, kind, errno = jobs.run(task, o.progress)
+  if not ok then
+    return nil, message, kind, errno
   end
   for index = 0, math.huge do
     local divergence = task:divergence(index)

@@ -59,8 +59,7 @@ local function check_open_options(given)
   return o
 end
 
----`hidden`: for the library alone, an image that create.make left hidden.
-function image.open(path, given, hidden)
+function image.open(path, given)
   if type(path) ~= "string" then
     error("path must be a string, not " .. type(path), 2)
   elseif path:find("\0", 1, true) then
@@ -69,7 +68,7 @@ function image.open(path, given, hidden)
   local o = check_open_options(given)
   local mode = o.mode or "r"
   local self, state, kind, errno = layers.open_one(path, mode, o.format,
-    { write = mode == "rw", force_share = o.force_share }, o.damaged, hidden)
+    { write = mode == "rw", force_share = o.force_share }, o.damaged)
   if not self then
     return nil, state, kind, errno
   end
@@ -100,6 +99,13 @@ function image.open(path, given, hidden)
       return nil, message, kind, errno
     end
   end
+  return self
+end
+
+-- A core image that was made just now, over `store`, is one of the library's from now on.
+function image.enter(self, store, state)
+  state.mode, state.format = "rw", "qcow2"
+  layers.enter(self, store, state)
   return self
 end
 

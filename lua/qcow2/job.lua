@@ -49,7 +49,7 @@ local function step(self)
   elseif self.failure then
     return nil, table.unpack(self.failure, 1, 3)
   elseif not self.handle then
-    error("attempt to go on with a cancelled job", 3)
+    error("attempt to go on with a cancelled job", 0)
   end
   local done, total, more, errno = self.handle:step()
   if not done then
@@ -69,6 +69,15 @@ local function step(self)
   return done, total
 end
 
+-- The step as a core job's handle has it: whether there is more comes third.
+local function goes_on(self)
+  local done, total, kind, errno = step(self)
+  if not done then
+    return nil, total, kind, errno
+  end
+  return done, total, not self.done
+end
+
 function methods:steps()
   return function()
     local done, total = step(self)
@@ -80,13 +89,10 @@ function methods:steps()
 end
 
 function methods:run()
-  while not self.done do
-    local done, message, kind, errno = step(self)
-    if not done then
-      return nil, message, kind, errno
-    end
+  if self.done then
+    return true
   end
-  return true
+  return job.run({ step = function() return goes_on(self) end })
 end
 
 function methods:cancel()
@@ -104,7 +110,7 @@ class.__tostring = function(self)
   return ("qcow2.job (%s)"):format(state)
 end
 
----Goes through a core job, task, check or repair to its end. It stays open.
+---Goes through a core job to its end. It stays open, so that it can be asked for its results.
 ---@param handle userdata
 ---@param progress? fun(done: integer, total: integer)
 ---@return true? done

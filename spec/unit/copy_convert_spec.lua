@@ -24,6 +24,30 @@ lazy_setup(function()
 end)
 
 describe("qcow2.convert", function()
+  for _, format in ipairs { "qcow2", "raw" } do
+    it("opens a new target once, and has it locked until the end: " .. format, function()
+      local path, opened, store_file = tmp.path("locked." .. format), {}, core.store_file
+      core.store_file = function(name, flags)
+        local store, message, kind, errno = store_file(name, flags)
+        if store and name == path and flags.write ~= false and not flags.force_share then
+          opened[#opened + 1] = name
+        end
+        return store, message, kind, errno
+      end
+      local ok, job = pcall(qcow2.convert, good, path, { format = format })
+      core.store_file = store_file
+      assert(ok, job)
+      assert.same({ path }, opened)
+      for _ = 1, 2 do
+        assert.same({ "locked" }, { select(3, store_file(path, { write = true })) })
+        assert(job:steps()())
+        if job.done then break end
+      end
+      assert(job:run())
+      assert(store_file(path, { write = true })):close()
+    end)
+  end
+
   it("makes a new file, step by step or at once", function()
     local path = tmp.path("new.raw")
     local job = assert(qcow2.convert(good, path))
