@@ -36,13 +36,10 @@ end
 
 -- Copies the disk into these stores, until it is shown.
 local function copy(flavour, stores)
-  local options, how = { size = #DISK, hidden = true }, { sync = true, sparse_size = 512, threads = 1 }
+  local options, how = { size = #DISK }, { sync = true, sparse_size = 512, threads = 1 }
   for key, value in pairs(flavour.create) do options[key] = value end
   for key, value in pairs(flavour.copy or {}) do how[key] = value end
-  assert(core.create(stores.image, stores.data, options))
-  local image <close> = assert(core.image_open(stores.image, "qcow2", false, true))
-  if stores.data then assert(raw.attach_data(image, stores.data)) end
-  assert(raw.begin(image))
+  local image <close> = assert(core.create_open(stores.image, stores.data, options))
   local source <close> = source_of(flavour)
   assert(session.run_job(core.copy({ source }, image, how)))
   assert(raw.finish(image))
