@@ -86,8 +86,10 @@ REPLAY := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz-replay/%)
 FUZZERS := $(FUZZ_SRC:spec/fuzz/%.c=$(BUILD)/fuzz/%)
 HOST := $(if $(SAN),$(BUILD)/bin/lua)
 # Lua modules for specs alone, which see the core's floors one by one.
+TEST_STORES := $(BUILD)/lib/lua/5.4/qcow2_test_stores.so
 PROBE_STORE := $(BUILD)/lib/lua/5.4/qcow2_probe_store.so
 PROBES := $(BUILD)/lib/lua/5.4/qcow2_probe.so $(BUILD)/lib/lua/5.4/qcow2_probe_meta.so
+SPEC_MODULES := $(TEST_STORES) $(PROBE_STORE) $(PROBES)
 # The interpreter for specs: a sanitized build needs a sanitized host program.
 RUN_LUA := $(if $(SAN),$(abspath $(BUILD))/bin/lua,$(LUA))
 
@@ -193,19 +195,26 @@ $(BUILD)/bin/lua: spec/support/lua_host.c $(BUILD)/flags
 	@echo "  LINK    $@"
 	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) $(LUA_CFLAGS) -rdynamic -o $@ $< $(LUA_LIBS)
 
-# Between the stores and the host stands the probe, so that specs can make system calls fail.
-PROBE_WRAPS := fallocate copy_file_range lseek pread pwrite fdatasync fcntl
-$(PROBE_STORE): spec/support/probe_store.c $(LIB)
+# Stores that record what is done, and stores that fail: no part of the product.
+STORES_SRC := spec/support/stores/power.c spec/support/stores/fault.c
+SPEC_MODULE = $(CC) $(CFLAGS) $(Q2_FLAGS) -I. -fvisibility=default $(LUA_CFLAGS) -shared $(LDFLAGS)
+$(TEST_STORES): spec/support/stores/module.c $(STORES_SRC) spec/support/stores/test_store.h $(BIND_OBJ) $(LIB)
 	@mkdir -p $(@D)
 	@echo "  LINK    $@"
-	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) -fvisibility=default $(LUA_CFLAGS) -shared $(LDFLAGS) \
-		$(PROBE_WRAPS:%=-Wl,--wrap=%) -o $@ $< $(LIB)
+	$(Q)$(SPEC_MODULE) -o $@ $(filter %.c,$^) $(BUILD)/obj/bind/bind.o $(LIB) $(LIBS)
+
+# Between the stores and the host stands the probe, so that specs can make system calls fail.
+PROBE_WRAPS := fallocate copy_file_range lseek pread pwrite fdatasync fcntl
+$(PROBE_STORE): spec/support/probe_store.c $(STORES_SRC) spec/support/stores/test_store.h $(LIB)
+	@mkdir -p $(@D)
+	@echo "  LINK    $@"
+	$(Q)$(SPEC_MODULE) $(PROBE_WRAPS:%=-Wl,--wrap=%) -o $@ $(filter %.c,$^) $(LIB) $(LIBS)
 
 # What needs no host: codecs, layouts, tables in memory.
 $(PROBES): $(BUILD)/lib/lua/5.4/qcow2_%.so: spec/support/%.c $(LIB)
 	@mkdir -p $(@D)
 	@echo "  LINK    $@"
-	$(Q)$(CC) $(CFLAGS) $(Q2_FLAGS) -fvisibility=default $(LUA_CFLAGS) -shared $(LDFLAGS) -o $@ $< $(LIB) $(LIBS)
+	$(Q)$(SPEC_MODULE) -o $@ $< $(LIB) $(LIBS)
 
 # ---- tests -----------------------------------------------------------------------------------
 # $(call need,packages): installs what is missing when root, names it otherwise.
@@ -241,11 +250,11 @@ test-long: deps
 	$(SUB) test-run TAGS=all
 interop: deps
 	$(SUB) test-run SUITES=spec/interop
-test-run: all $(PROBE_STORE) $(PROBES)
+test-run: all $(SPEC_MODULES)
 	@$(RUN) $(if $(TAGS),--long) $(SUITES)
 
 # One spec, or a folder of them: make spec F=spec/unit/hold_spec.lua
-spec: all $(PROBE_STORE) $(PROBES)
+spec: all $(SPEC_MODULES)
 	@$(RUN) --long $(F)
 # The engines that have threads.
 TSAN_SUITES := spec/unit/hold_spec.lua spec/unit/copy_image_spec.lua spec/unit/copy_raw_spec.lua \
@@ -270,7 +279,7 @@ other-builds: deps-lint
 asan: deps-lint
 	$(SUB) test-run BUILD=build/asan SAN=address,undefined CFLAGS='-O1 -g'
 valgrind: deps-lint
-	$(SUB) all $(PROBE_STORE) $(PROBES)
+	$(SUB) all $(SPEC_MODULES)
 	@$(RUN) --valgrind spec/unit
 
 demo: deps

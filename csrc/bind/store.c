@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
- * Class qcow2.store: files, memory, and the wrappers that record or fail, for the library and the specs. */
+ * Class qcow2.store: files and memory. */
 #include "bind/bind.h"
-#include "qcow2/test_store.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 static struct qcow2_store *self(lua_State *L)
@@ -37,6 +38,41 @@ static int l_file(lua_State *L)
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
+/* store:trace(fd, { "read", ... }) -> a store around it that tells of these events; all without a list */
+static int l_trace(lua_State *L)
+{
+	static const char *const words[] = {"read",     "write",  "flush",  "punch",
+					    "allocate", "resize", "extent", NULL};
+	struct qcow2_error err;
+	struct qcow2_store *inner = self(L);
+	int fd = (int)luaL_checkinteger(L, 2);
+	unsigned events = lua_istable(L, 3) ? 0 : ~0u;
+	for (lua_Integer i = 1; lua_istable(L, 3) && i <= luaL_len(L, 3); i++) {
+		lua_rawgeti(L, 3, i);
+		events |= 1u << luaL_checkoption(L, -1, NULL, words);
+		lua_pop(L, 1);
+	}
+	struct q2_handle *handle = q2_bind_new(L, Q2_STORE_CLASS);
+	int rc = qcow2_store_trace(inner, fd, events, (struct qcow2_store **)&handle->object, &err);
+	return rc ? q2_bind_fail(L, &err) : 1;
+}
+
+/* core.trace_file(path) -> a file descriptor that lines are appended to; it stays open as long as the process */
+static int l_trace_file(lua_State *L)
+{
+	int fd = open(luaL_checkstring(L, 1), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0666);
+	if (fd < 0) {
+		int os_errno = errno;
+		lua_pushnil(L);
+		lua_pushfstring(L, "Could not open '%s': %s", lua_tostring(L, 1), strerror(os_errno));
+		lua_pushstring(L, "io");
+		lua_pushinteger(L, os_errno);
+		return 4;
+	}
+	lua_pushinteger(L, fd);
+	return 1;
+}
+
 static int l_memory(lua_State *L)
 {
 	struct qcow2_error err;
@@ -48,33 +84,6 @@ static int l_memory(lua_State *L)
 		length = q2_bind_unsigned(L, 1, "length");
 	struct q2_handle *handle = q2_bind_new(L, Q2_STORE_CLASS);
 	int rc = qcow2_store_memory(bytes, length, (struct qcow2_store **)&handle->object, &err);
-	return rc ? q2_bind_fail(L, &err) : 1;
-}
-
-/* store:power(other): `other` is a power store whose operations are numbered in one sequence with these */
-static int l_power(lua_State *L)
-{
-	struct qcow2_error err;
-	struct qcow2_store *inner = self(L);
-	struct qcow2_store *other = lua_isnoneornil(L, 2) ? NULL : q2_bind_self(L, 2, Q2_STORE_CLASS);
-	struct q2_handle *handle = q2_bind_new(L, Q2_STORE_CLASS);
-	int rc = qcow2_store_power(inner, (struct qcow2_store **)&handle->object, &err);
-	if (!rc && other)
-		rc = qcow2_store_power_join(handle->object, other, &err);
-	return rc ? q2_bind_fail(L, &err) : 1;
-}
-
-static int l_fault(lua_State *L)
-{
-	struct qcow2_error err;
-	struct qcow2_store *inner = self(L);
-	const char *kinds = luaL_checkstring(L, 2);
-	uint64_t nth = q2_bind_unsigned(L, 3, "nth");
-	int os_errno = (int)luaL_checkinteger(L, 4);
-	bool sticky = lua_toboolean(L, 5);
-	struct q2_handle *handle = q2_bind_new(L, Q2_STORE_CLASS);
-	int rc = qcow2_store_fault(inner, kinds, nth, os_errno, sticky,
-				   (struct qcow2_store **)&handle->object, &err);
 	return rc ? q2_bind_fail(L, &err) : 1;
 }
 
@@ -189,48 +198,6 @@ static int l_identity(lua_State *L)
 	return 2;
 }
 
-static int l_power_count(lua_State *L)
-{
-	lua_pushinteger(L, (lua_Integer)qcow2_store_power_count(self(L)));
-	return 1;
-}
-
-/* kind, offset, length, sequence of operation number `index` (from 0) */
-static int l_power_op(lua_State *L)
-{
-	struct qcow2_error err;
-	struct qcow2_power_op op;
-	if (qcow2_store_power_op(self(L), q2_bind_unsigned(L, 2, "index"), &op, &err))
-		return q2_bind_fail(L, &err);
-	lua_pushlstring(L, &op.kind, 1);
-	lua_pushinteger(L, (lua_Integer)op.offset);
-	lua_pushinteger(L, (lua_Integer)op.length);
-	lua_pushinteger(L, (lua_Integer)op.sequence);
-	return 4;
-}
-
-/* power:power_replay(count, keep, torn, torn_bytes): keep is a string of "\0" and "\1", or nil */
-static int l_power_replay(lua_State *L)
-{
-	struct qcow2_error err;
-	struct qcow2_store *power = self(L);
-	size_t count = q2_bind_unsigned(L, 2, "count"), keep_length = 0;
-	const char *keep = luaL_optlstring(L, 3, NULL, &keep_length);
-	luaL_argcheck(L, !keep || keep_length >= count, 3, "keep is shorter than count");
-	size_t torn = lua_isnoneornil(L, 4) ? SIZE_MAX : q2_bind_unsigned(L, 4, "torn");
-	size_t torn_bytes = lua_isnoneornil(L, 5) ? 0 : q2_bind_unsigned(L, 5, "torn_bytes");
-	struct q2_handle *handle = q2_bind_new(L, Q2_STORE_CLASS);
-	int rc = qcow2_store_power_replay(power, count, (const uint8_t *)keep, torn, torn_bytes,
-					  (struct qcow2_store **)&handle->object, &err);
-	return rc ? q2_bind_fail(L, &err) : 1;
-}
-
-static int l_fault_calls(lua_State *L)
-{
-	lua_pushinteger(L, (lua_Integer)qcow2_store_fault_calls(self(L)));
-	return 1;
-}
-
 static int l_close(lua_State *L)
 {
 	struct q2_handle *handle = luaL_checkudata(L, 1, Q2_STORE_CLASS);
@@ -264,12 +231,7 @@ void q2_bind_open_store(lua_State *L)
 		{"is_device", l_is_device},
 		{"is_writable", l_is_writable},
 		{"identity", l_identity},
-		{"power", l_power},
-		{"power_count", l_power_count},
-		{"power_op", l_power_op},
-		{"power_replay", l_power_replay},
-		{"fault", l_fault},
-		{"fault_calls", l_fault_calls},
+		{"trace", l_trace},
 		{"close", l_close},
 		{NULL, NULL},
 	};
@@ -279,6 +241,7 @@ void q2_bind_open_store(lua_State *L)
 					{NULL, NULL}};
 	static const luaL_Reg functions[] = {{"store_file", l_file},
 					     {"store_memory", l_memory},
+					     {"trace_file", l_trace_file},
 					     {NULL, NULL}};
 	q2_bind_class(L, Q2_STORE_CLASS, methods, meta);
 	luaL_setfuncs(L, functions, 0);

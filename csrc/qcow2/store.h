@@ -70,6 +70,25 @@ QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_custom(const struct qcow2_st
 							   const char *name, struct qcow2_store **out,
 							   struct qcow2_error *err);
 
+/* What a trace tells of. */
+enum qcow2_trace_event {
+	QCOW2_TRACE_READ = 1 << 0,
+	QCOW2_TRACE_WRITE = 1 << 1,
+	QCOW2_TRACE_FLUSH = 1 << 2,
+	QCOW2_TRACE_PUNCH = 1 << 3,
+	QCOW2_TRACE_ALLOCATE = 1 << 4,
+	QCOW2_TRACE_RESIZE = 1 << 5,
+	QCOW2_TRACE_EXTENT = 1 << 6,
+};
+
+/*
+ * A store around another one that writes a line to the file descriptor `fd` for each call of these `events` when the call is
+ * over: name, event, offset+length in bytes, the owner of the place (header, L1, L2 of a guest offset, refcount table or block,
+ * snapshot table, data) and "ok" or the error's word. needs: `fd` stays open as long as the store.
+ */
+QCOW2_API QCOW2_CHECK QCOW2_NONNULL int qcow2_store_trace(struct qcow2_store *inner, int fd, unsigned events,
+							  struct qcow2_store **out, struct qcow2_error *err);
+
 QCOW2_API QCOW2_NONNULL struct qcow2_store *qcow2_store_ref(struct qcow2_store *store);
 
 /* Drops a reference; the last one closes. Errors of the last flush do not hide here: who wrote

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  * What the kinds of stores share among themselves: construction, their error sentence, and the locks of
- * files. Nobody outside csrc/store includes it. */
+ * files. Only who makes a kind of store includes it. */
 #ifndef Q2_STORE_KIND_H
 #define Q2_STORE_KIND_H
 

@@ -4,6 +4,10 @@ local core = require("qcow2.core")
 local image = require("qcow2.image")
 local size = require("qcow2.size")
 
+if os.getenv("QCOW2_TRACE") then
+  require("qcow2.trace").from_environment()
+end
+
 local qcow2 = {
   _VERSION = core._VERSION,
   features = core.features,

@@ -2,7 +2,7 @@
  * Lua module qcow2_probe_store, for specs alone: the stores as they are in C, below images and policy, on a
  * host whose system calls can be told to fail, to stop short or to be missing (linked with --wrap). */
 #include "store/store.h"
-#include "qcow2/test_store.h"
+#include "spec/support/stores/test_store.h"
 
 #include <lauxlib.h>
 #include <lua.h>

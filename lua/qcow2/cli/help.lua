@@ -83,6 +83,9 @@ function help.program(name, version, verbs)
     "      display this help and exit",
     "  -V, --version",
     "      display version information and exit",
+    "  -T, --trace [[enable=]PATTERN][,events=FILE][,file=FILE]",
+    "      tell of the calls whose names match (store_read, store_write, store_flush, store_punch, store_resize,",
+    "      store_allocate, store_extent; * and ? may be used), in FILE or on the standard error; also QCOW2_TRACE=FILE",
     "  --allow=DIR",
     "      open files that images name under DIR too; without it only those in the image's directory or below",
     "",
@@ -138,7 +141,7 @@ function help.man(version, verbs, verb)
     end)
   else
     out[#out + 1] = ".B qcow2"
-    out[#out + 1] = roff("[--allow=DIR] COMMAND [ARGUMENT...]")
+    out[#out + 1] = roff("[-T TRACE] [--allow=DIR] COMMAND [ARGUMENT...]")
     out[#out + 1] = ".SH COMMANDS"
     roff_options(out, verbs, function(item)
       return item.name

@@ -147,8 +147,18 @@ local function run(context, args)
   elseif values.version then
     context:write(version_line(context), "\n")
     return 0
-  elseif values.trace then
-    context:report("warning: -T, --trace: there are no trace points in this program")
+  end
+  if os.getenv("QCOW2_TRACE") then
+    require("qcow2.trace").from_environment()
+  end
+  if values.trace then
+    local fine, message = require("qcow2.trace").option(values.trace)
+    if message then
+      context:report(message)
+    end
+    if not fine then
+      return 1
+    end
   end
   allow(context, values.allow)
   for directory in (os.getenv("QCOW2_ALLOW") or ""):gmatch("[^:]+") do

@@ -6,7 +6,7 @@
  * stands behind it, and then it is there; all others are there or not, each for itself, and a write that was
  * under way may have stopped in the middle. */
 #include "store/kind.h"
-#include "qcow2/test_store.h"
+#include "spec/support/stores/test_store.h"
 
 #include <pthread.h>
 #include <string.h>

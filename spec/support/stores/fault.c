@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  * A store that counts the calls on their way to another one and lets a chosen one fail. */
 #include "store/kind.h"
-#include "qcow2/test_store.h"
+#include "spec/support/stores/test_store.h"
 
 #include <string.h>
 
